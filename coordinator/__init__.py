@@ -1,0 +1,1 @@
+"""The optional coordinator. It never imports `node`, and no node needs it to train."""

@@ -1,0 +1,1 @@
+"""The local API through which the commands talk to a running node."""

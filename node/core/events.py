@@ -1,0 +1,189 @@
+"""Facts that a running node tells about itself, and the bus that carries them.
+
+Sinks (the terminal, the log, `status`, tests) read events; code never logs and emits the same fact. No
+event holds training text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from node.core.types import PeerId, RoundResult
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events; `kind` on the wire and in logs is the class's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged(Event):
+    """The node's lifecycle moved."""
+
+    before: str
+    after: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Listening(Event):
+    """The node can be reached."""
+
+    peer_id: PeerId
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MicrobatchDone(Event):
+    """One microbatch of this node's own data went forward and backward."""
+
+    id: int
+    loss: float
+    tokens: int
+    labels: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStarted(Event):
+    """An averaging round was opened."""
+
+    stage: int
+    version: int
+    members: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundFinished(Event):
+    """An averaging round ended, one way or the other."""
+
+    result: RoundResult
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped(Event):
+    """The optimizer made one step; `version` is the one after it."""
+
+    version: int
+    learning_rate: float
+    gradient_norm: float
+    adapter_hash: str
+    epoch: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated(Event):
+    """The held-out split was scored."""
+
+    version: int
+    loss: float
+    labels: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSynced(Event):
+    """The adapter and the optimizer's state were fetched from a peer."""
+
+    peer_id: PeerId
+    version: int
+    bytes_received: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSaved(Event):
+    """A checkpoint is on disk, synced."""
+
+    version: int
+    seconds: float
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSeen(Event):
+    """A peer appeared in the swarm."""
+
+    peer_id: PeerId
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLost(Event):
+    """A peer left, or its record expired."""
+
+    peer_id: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRefused(Event):
+    """A peer asked for something and was refused."""
+
+    peer_id: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RowsSkipped(Event):
+    """Bad rows of the data were left out because the recipe says so."""
+
+    path: str
+    count: int
+    first: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault(Event):
+    """Something went wrong that the node survived."""
+
+    what: str
+    hint: str = ""
+
+
+def as_record(event: Event) -> dict[str, object]:
+    """Return the event as plain JSON-ready values, its class's name under `event`."""
+    return {"event": type(event).__name__, **_plain(dataclasses.asdict(event))}  # type: ignore[dict-item]
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+class EventBus:
+    """Fan events out to sinks, synchronously and from any thread.
+
+    A sink must not block. A sink that raises is a bug and the error is the emitter's. The last `keep`
+    events stay readable for `status`.
+    """
+
+    def __init__(self, keep: int = 500) -> None:
+        self._sinks: list[Callable[[Event], None]] = []
+        self._recent: deque[Event] = deque(maxlen=keep)
+        self._lock = threading.Lock()
+
+    def subscribe(self, sink: Callable[[Event], None]) -> None:
+        """Call `sink` with every later event."""
+        with self._lock:
+            self._sinks.append(sink)
+
+    def emit(self, event: Event) -> None:
+        """Hand `event` to every sink."""
+        with self._lock:
+            self._recent.append(event)
+            sinks = tuple(self._sinks)
+        for sink in sinks:
+            sink(event)
+
+    def recent(self) -> tuple[Event, ...]:
+        """Return the latest events, oldest first."""
+        with self._lock:
+            return tuple(self._recent)

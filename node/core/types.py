@@ -1,0 +1,220 @@
+"""The nouns that the rooms hand to each other. Immutable, torch-free, nothing here validates outside input.
+
+Layer and stage ranges are half-open, everywhere and always.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import NewType
+
+PeerId = NewType("PeerId", str)
+"""A libp2p peer id in base58, authenticated by the transport's handshake."""
+
+IGNORED_LABEL = -100
+"""A label that takes no part in the loss (the value that transformers and torch use)."""
+
+
+class PeerState(Enum):
+    """What a peer announces about itself; the values are the ones on the wire and in `status`."""
+
+    JOINING = "joining"
+    LOADING = "loading"
+    SYNCING = "syncing"
+    TRAINING = "training"
+    PAUSED = "paused"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LayerRange:
+    """Decoder layers `[start, stop)`."""
+
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.start < self.stop, f"empty or negative layer range [{self.start}, {self.stop})"
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """The run's only cut of the model into stages: covers all decoder layers, no gap, no overlap."""
+
+    ranges: tuple[LayerRange, ...]
+
+    @classmethod
+    def even(cls, num_layers: int, num_stages: int) -> StagePlan:
+        """Cut `num_layers` into `num_stages` runs whose lengths differ by one at most, longer ones first."""
+        assert 1 <= num_stages <= num_layers, f"cannot cut {num_layers} layers into {num_stages} stages"
+        base, extra = divmod(num_layers, num_stages)
+        ranges, start = [], 0
+        for stage in range(num_stages):
+            stop = start + base + (stage < extra)
+            ranges.append(LayerRange(start, stop))
+            start = stop
+        return cls(tuple(ranges))
+
+    def __post_init__(self) -> None:
+        edges = [0, *(r.stop for r in self.ranges)]
+        assert all(r.start == edge for r, edge in zip(self.ranges, edges, strict=False)), "stages must touch"
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.ranges)
+
+    @property
+    def num_layers(self) -> int:
+        return self.ranges[-1].stop
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The contiguous stages `[first_stage, stop_stage)` that a node holds."""
+
+    first_stage: int
+    stop_stage: int
+
+    @property
+    def stages(self) -> range:
+        return range(self.first_stage, self.stop_stage)
+
+    def layers(self, plan: StagePlan) -> LayerRange:
+        """Return the decoder layers of this shard under the run's plan."""
+        return LayerRange(plan.ranges[self.first_stage].start, plan.ranges[self.stop_stage - 1].stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One example after tokenisation, at most `sequence_len` tokens long.
+
+    `labels[t]` belongs to `input_ids[t]` (the shift is the loss's business, as in transformers);
+    `IGNORED_LABEL` where there is no loss. The first label of a document is always ignored.
+    """
+
+    input_ids: array[int]
+    labels: array[int]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Microbatch:
+    """Whole documents laid end to end, without padding: T tokens, D documents.
+
+    There is no batch dimension. Attention and loss never cross a document's border, so the split into
+    rows that other trainers pad would only add work.
+    """
+
+    id: int
+    """The position of this microbatch in the node's stream; also the cursor's currency."""
+    input_ids: array[int]  # [T]
+    labels: array[int]  # [T]
+    lengths: tuple[int, ...]  # [D], sums to T
+
+    @classmethod
+    def of(cls, id: int, documents: Sequence[Document]) -> Microbatch:
+        """Lay `documents` end to end."""
+        input_ids, labels = array("i"), array("i")
+        for document in documents:
+            input_ids.extend(document.input_ids)
+            labels.extend(document.labels)
+        return cls(id, input_ids, labels, tuple(len(d) for d in documents))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that go through the model."""
+        return len(self.input_ids)
+
+    @property
+    def num_labels(self) -> int:
+        """Tokens that take part in the loss: the weight of this microbatch in an average."""
+        return len(self.labels) - self.labels.count(IGNORED_LABEL)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What one peer has done for one stage since its last committed round."""
+
+    stage: int
+    version: int
+    """The number of optimizer steps behind the adapter."""
+    adapter_hash: str
+    """Hex digest of the adapter's and the moments' bits at that version."""
+    committed_tokens: int
+    """Tokens behind `version`, of all peers together: the heavier lineage wins after a partition."""
+    tokens: int
+    """Tokens accumulated towards the next version."""
+    tokens_per_s: float
+    at_s: float
+    """The peer's own clock (Unix time) when it wrote this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What a peer announces about itself."""
+
+    peer_id: PeerId
+    name: str
+    addresses: tuple[str, ...]
+    shard: Shard
+    state: PeerState
+    loss: float | None
+    """Mean training loss of its latest microbatches, in nats per token."""
+    tokens_given: int
+    """Tokens of its own that are in committed rounds, since it first joined the run."""
+    progress: tuple[Progress, ...]
+    expires_at_s: float
+
+    def progress_of(self, stage: int) -> Progress | None:
+        """Return this peer's progress in `stage`, or None if it does not hold that stage."""
+        return next((p for p in self.progress if p.stage == stage), None)
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmView:
+    """An immutable snapshot of the peers that are alive as far as this node knows, itself included."""
+
+    me: PeerId
+    peers: tuple[Peer, ...]
+
+    def peer(self, peer_id: PeerId) -> Peer | None:
+        """Return the peer with that id, or None."""
+        return next((p for p in self.peers if p.peer_id == peer_id), None)
+
+    def replicas(self, stage: int) -> tuple[Peer, ...]:
+        """Return the peers that hold `stage`, in the order of their ids."""
+        held = (p for p in self.peers if p.shard.first_stage <= stage < p.shard.stop_stage)
+        return tuple(sorted(held, key=lambda p: p.peer_id))
+
+
+class RoundStatus(Enum):
+    """How an averaging round ended."""
+
+    COMMITTED = "committed"
+    ALONE = "alone"
+    DROPPED = "dropped"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """The end of one averaging round, as the person sees it."""
+
+    stage: int
+    version: int
+    """The version before the round."""
+    status: RoundStatus
+    members: tuple[PeerId, ...]
+    tokens: int
+    """Tokens of all members together that went into it (0 when dropped)."""
+    seconds: float
+    bytes_sent: int
+    reason: str = ""
+    """Why it was dropped; empty otherwise."""

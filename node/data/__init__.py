@@ -1,0 +1,1 @@
+"""From the owner's files to packed microbatches."""

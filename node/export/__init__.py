@@ -1,0 +1,1 @@
+"""What leaves the swarm as files that other programs read."""

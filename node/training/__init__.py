@@ -1,0 +1,1 @@
+"""The engine thread, the optimizer, evaluation and checkpoints."""
