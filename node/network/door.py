@@ -1,0 +1,182 @@
+"""The door for newcomers: "what do you train?" and "send me the adapter", asked and answered over P2P streams.
+
+A stream that ends is not a message that arrived: the state travels in parts of 256 KiB with an explicit last
+message that carries the length and a digest. Each receive has a deadline and the whole has a size limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from hivemind.p2p import P2P, P2PContext, PeerID, ServicerBase
+from hivemind.p2p.p2p_daemon_bindings.control import P2PHandlerError
+
+from node.core.errors import NoPeerReachable, PeerBusy, PeerError, PeerTimeout, ProtocolViolation, RunMismatch
+from node.core.types import PeerId, PeerState
+from node.network.processes import PEER_FAILED
+from node.trust.identity import SignedBytes, short
+from node.trust.seal import MAX_SEAL_BYTES, SealedRun, open_seal
+from node.v1 import swarm_pb2
+
+PROTOCOL = 1
+_NAMESPACE = "potluck"
+_PART_BYTES = 256 * 1024
+_FIRST_ANSWER_S = 8.0
+_PART_S = 15.0
+_MAX_CONCURRENT_SENDS = 2
+MAX_CLOCK_DIFFERENCE_S = 60.0
+
+
+class StateSource(Protocol):
+    """What the door needs of the node behind it."""
+
+    @property
+    def sealed_run(self) -> SealedRun:
+        """The run, as its founder signed it."""
+
+    @property
+    def state(self) -> PeerState:
+        """What this node is doing."""
+
+    async def export_state(self, stage: int) -> bytes:
+        """Return a stage's adapter and moments.
+
+        Raises:
+            PeerBusy: not now; ask again later.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Welcomed:
+    """A peer's answer to `say_hello`."""
+
+    run: SealedRun
+    peer_state: str
+    clock_ahead_s: float
+    """How far this machine's clock is ahead of the peer's, in seconds."""
+
+
+class Door(ServicerBase):  # type: ignore[misc]
+    """Answers newcomers; every request is bounded and nothing is answered for another run."""
+
+    def __init__(self, source: StateSource) -> None:
+        self._source = source
+        self._sending = asyncio.Semaphore(_MAX_CONCURRENT_SENDS)
+        self.bytes_sent = 0
+
+    async def open(self, p2p: P2P) -> None:
+        """Begin to answer."""
+        await self.add_p2p_handlers(p2p, namespace=_NAMESPACE)
+
+    async def rpc_hello(self, request: swarm_pb2.Hello, context: P2PContext) -> swarm_pb2.Welcome:  # noqa: ARG002
+        """Say what is trained here; whoever trains something else sees the difference and goes."""
+        signed = self._source.sealed_run.signed
+        return swarm_pb2.Welcome(
+            protocol=PROTOCOL,
+            recipe=swarm_pb2.Signed(body=signed.body, public_key=signed.public_key, signature=signed.signature),
+            clock_s=time.time(),
+            state=self._source.state.value,
+        )
+
+    async def rpc_state(
+        self, request: swarm_pb2.StateRequest, context: P2PContext  # noqa: ARG002
+    ) -> AsyncIterator[swarm_pb2.StateChunk]:
+        """Stream one stage's adapter and moments."""
+        if request.fingerprint != self._source.sealed_run.seal.fingerprint:
+            yield swarm_pb2.StateChunk(try_later="I train another run")
+            return
+        if self._sending.locked():
+            yield swarm_pb2.StateChunk(try_later="I am sending my state to others")
+            return
+        async with self._sending:
+            try:
+                data = await self._source.export_state(request.stage)
+            except PeerBusy as busy:
+                yield swarm_pb2.StateChunk(try_later=busy.message)
+                return
+            for start in range(0, len(data), _PART_BYTES):
+                part = data[start : start + _PART_BYTES]
+                self.bytes_sent += len(part)
+                yield swarm_pb2.StateChunk(part=part)
+            digest = await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
+            yield swarm_pb2.StateChunk(end=swarm_pb2.StateEnd(num_bytes=len(data), sha256=digest))
+
+
+async def say_hello(p2p: P2P, peer_id: PeerId, *, fingerprint: str = "") -> Welcomed:
+    """Ask a connected peer what it trains.
+
+    Raises:
+        NoPeerReachable: it does not answer, or it is not a Potluck node.
+        ProtocolViolation: it answers with something that is not a signed run.
+        RunMismatch: it speaks another version of the protocol.
+    """
+    stub = Door.get_stub(p2p, PeerID.from_base58(peer_id), namespace=_NAMESPACE)
+    asked_at = time.time()
+    try:
+        request = swarm_pb2.Hello(protocol=PROTOCOL, fingerprint=fingerprint, clock_s=asked_at)
+        welcome = await stub.rpc_hello(request, timeout=_FIRST_ANSWER_S)
+    except (*PEER_FAILED, P2PHandlerError) as error:
+        raise NoPeerReachable(
+            f"The peer {short(peer_id)} is there but does not answer as a Potluck node: {str(error)[:200]}.",
+            hint="Is it still starting, or another program? Try again in a moment.",
+        ) from error
+    middle = (asked_at + time.time()) / 2
+    if welcome.protocol != PROTOCOL:
+        raise RunMismatch(
+            f"The peer {short(peer_id)} speaks protocol {welcome.protocol}, this node speaks {PROTOCOL}.",
+            hint="Install the same version of Potluck on both.",
+        )
+    if welcome.recipe.ByteSize() > MAX_SEAL_BYTES + 2048:
+        raise ProtocolViolation(f"The peer {short(peer_id)} sent an oversized recipe.", peer_id=peer_id)
+    signed = SignedBytes(welcome.recipe.body, welcome.recipe.public_key, welcome.recipe.signature)
+    run = open_seal(signed, sender=peer_id)
+    return Welcomed(run=run, peer_state=welcome.state[:32], clock_ahead_s=middle - welcome.clock_s)
+
+
+async def fetch_state(p2p: P2P, peer_id: PeerId, *, fingerprint: str, stage: int, max_bytes: int) -> bytes:
+    """Fetch a stage's adapter and moments from a peer; the bytes are complete but not yet trusted.
+
+    Raises:
+        PeerBusy: the peer asked to be called again later.
+        PeerTimeout: a part did not come in time.
+        ProtocolViolation: more bytes than `max_bytes`, or a digest that does not match.
+        PeerError: the peer failed.
+    """
+    stub = Door.get_stub(p2p, PeerID.from_base58(peer_id), namespace=_NAMESPACE)
+    name = short(peer_id)
+    received = bytearray()
+    stream = None
+    try:
+        stream = await asyncio.wait_for(
+            stub.rpc_state(swarm_pb2.StateRequest(fingerprint=fingerprint, stage=stage)), _PART_S
+        )
+        while True:
+            chunk = await asyncio.wait_for(anext(stream), _PART_S)
+            kind = chunk.WhichOneof("kind")
+            if kind == "try_later":
+                reason = f"{name} cannot send its state now: {chunk.try_later[:200]}."
+                raise PeerBusy(reason, peer_id=peer_id, retry_after_s=2)
+            if kind == "end":
+                break
+            received += chunk.part
+            if len(received) > max_bytes:
+                raise ProtocolViolation(f"{name} sent more than the {max_bytes} bytes of its state.", peer_id=peer_id)
+    except StopAsyncIteration:
+        raise PeerError(f"{name} stopped in the middle of sending its state.", peer_id=peer_id) from None
+    except TimeoutError as error:
+        raise PeerTimeout(f"{name} sent nothing for {_PART_S:.0f} s.", peer_id=peer_id) from error
+    except (*PEER_FAILED, P2PHandlerError) as error:
+        raise PeerError(f"{name} failed while sending its state: {str(error)[:200]}.", peer_id=peer_id) from error
+    finally:
+        if stream is not None:
+            await stream.aclose()
+    data = bytes(received)
+    digest = await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
+    if len(data) != chunk.end.num_bytes or digest != chunk.end.sha256:
+        raise ProtocolViolation(f"{name} sent a state whose digest does not match.", peer_id=peer_id)
+    return data

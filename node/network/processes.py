@@ -1,0 +1,247 @@
+"""The libp2p daemon (hivemind's `p2pd`), started as our own child with our own flags.
+
+hivemind would start it in our process group, with its sockets in /tmp, a router port opened and relaying for
+strangers switched on; and would leave it running when we are killed. Here it has its own process group (so that
+Ctrl-C reaches us alone), dies with us (Linux: parent-death signal; elsewhere: its idle time-out), relays for
+nobody, opens no router port, and keeps its sockets in a folder of ours that the next start removes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from hivemind.p2p import P2P, PeerID
+from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError
+from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
+from hivemind.utils.multiaddr import Multiaddr
+
+from node.core.errors import ConfigError, NoPeerReachable, SwarmError
+from node.core.types import PeerId
+from node.network.addresses import is_reachable_from_outside, refuse_taken_port, split_peer_id
+
+_START_TIMEOUT_S = 15.0
+_PR_SET_PDEATHSIG = 1
+_RUNTIME_POINTER = "runtime-folder"
+
+PEER_FAILED = (
+    P2PDaemonError,
+    ControlFailure,
+    OSError,
+    TimeoutError,
+    asyncio.IncompleteReadError,
+    EOFError,
+)
+"""What hivemind raises when the other side is dead, stopped, refusing or cut off."""
+
+
+class RunningP2P:
+    """A running libp2p daemon and hivemind's handle on it."""
+
+    def __init__(self, p2p: P2P, child: asyncio.subprocess.Process, runtime: Path, log: deque[str]) -> None:
+        self.p2p = p2p
+        self.peer_id = PeerId(p2p.peer_id.to_base58())
+        self._child = child
+        self._runtime = runtime
+        self._log = log
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the daemon's process still runs."""
+        return self._child.returncode is None
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process id."""
+        return self._child.pid
+
+    def last_words(self) -> str:
+        """Return the latest lines that the daemon printed, for error messages."""
+        return "\n".join(self._log)
+
+    async def addresses(self) -> tuple[str, ...]:
+        """Return the multiaddrs under which this node can be dialled, its peer id included, best first."""
+        visible = await self.p2p.get_visible_maddrs(latest=True)
+        suffix = f"/p2p/{self.peer_id}"
+        texts = {str(maddr) if "/p2p/" in str(maddr) else f"{maddr}{suffix}" for maddr in visible}
+        ranked = sorted(texts, key=lambda text: (not is_reachable_from_outside(text), "/tcp/" not in text, text))
+        outside = [text for text in ranked if is_reachable_from_outside(text)]
+        return tuple(outside or ranked)
+
+    async def connect(self, address: str, *, timeout_s: float = 8.0) -> PeerId:
+        """Dial `address` (a multiaddr that ends in `/p2p/<peer id>`) and return the peer's id.
+
+        Raises:
+            ConfigError: it is not such a multiaddr.
+            NoPeerReachable: nobody answers there, or somebody else does.
+        """
+        transport, peer_id = split_peer_id(address)
+        if peer_id == self.peer_id:
+            raise ConfigError(f"{address} is this node's own address.", hint="Give the address of another node.")
+        try:
+            target = PeerID.from_base58(peer_id)
+            # hivemind has no public call that dials a peer after the start.
+            await asyncio.wait_for(self.p2p._client.connect(target, [Multiaddr(transport)]), timeout_s)  # noqa: SLF001
+        except PEER_FAILED as error:
+            raise NoPeerReachable(f"No peer answers at {address}: {_reason(error, timeout_s)}.") from error
+        except ValueError as error:
+            raise ConfigError(f"{address} is not a multiaddr that can be dialled: {error}.") from error
+        return peer_id
+
+    async def close(self) -> None:
+        """Stop the daemon and remove its sockets."""
+        await self.p2p.shutdown()
+        if self.is_alive:
+            try:
+                self._child.terminate()
+                await asyncio.wait_for(self._child.wait(), 3)
+            except ProcessLookupError:
+                pass
+            except TimeoutError:
+                self._child.kill()
+                await self._child.wait()
+        shutil.rmtree(self._runtime, ignore_errors=True)
+
+
+async def start_p2p(
+    home: Path, *, identity_path: Path, listen: Sequence[str], announce: Sequence[str] = ()
+) -> RunningP2P:
+    """Start the libp2p daemon and attach to it.
+
+    Args:
+        home: Folder in which the location of the daemon's sockets is kept between starts.
+        identity_path: Private key file that makes the peer id.
+        listen: Multiaddrs to listen on, such as `/ip4/0.0.0.0/tcp/4040`.
+        announce: Multiaddrs to tell to others instead of the ones listened on.
+
+    Raises:
+        ConfigError: a port to listen on is taken. (The daemon itself would share it silently.)
+        SwarmError: it did not start; the message carries its last words.
+    """
+    for address in listen:
+        refuse_taken_port(address)
+    runtime = _fresh_runtime_folder(home)
+    control = f"/unix{runtime}/p2pd.sock"
+    arguments = [
+        f"-listen={control}",
+        f"-id={identity_path}",
+        f"-hostAddrs={','.join(listen)}",
+        "-dhtServer=1",
+        "-tls=1",
+        "-relay=1",
+        "-relayService=0",
+        "-natPortMap=0",
+        "-autonat=1",
+        "-connManager=1",
+        "-idleTimeout=30s",
+        "-persistentConnMaxMsgSize=4194304",
+        "-b=0",
+    ]
+    if announce:
+        arguments.append(f"-announceAddrs={','.join(announce)}")
+    child = await asyncio.create_subprocess_exec(
+        str(files("hivemind.hivemind_cli") / "p2pd"),
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "GOLOG_LOG_LEVEL": "error", "GOLOG_LOG_FMT": "nocolor"},
+        process_group=0,
+        preexec_fn=_die_with_parent(),
+    )
+    log: deque[str] = deque(maxlen=20)
+    assert child.stdout is not None
+    reader = asyncio.create_task(_drain(child.stdout, log))
+    try:
+        p2p = await _attach(control, runtime, child)
+    except SwarmError as error:
+        if child.returncode is None:
+            child.kill()
+        await asyncio.wait([reader], timeout=2)
+        shutil.rmtree(runtime, ignore_errors=True)
+        raise SwarmError(
+            f"The network daemon did not start: {error.message} {' '.join(log)}".strip(), hint=_start_hint(log, listen)
+        ) from error
+    return RunningP2P(p2p, child, runtime, log)
+
+
+async def _attach(control: str, runtime: Path, child: asyncio.subprocess.Process) -> P2P:
+    attached = type("P2PInOwnFolder", (P2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{runtime}/"})
+    deadline = asyncio.get_running_loop().time() + _START_TIMEOUT_S
+    while asyncio.get_running_loop().time() < deadline:
+        if child.returncode is not None:
+            raise SwarmError(f"it ended with code {child.returncode}.")
+        if (runtime / "p2pd.sock").exists():
+            try:
+                return await attached.replicate(Multiaddr(control))  # type: ignore[attr-defined,no-any-return]
+            except (OSError, P2PDaemonError):
+                pass  # the socket is there a moment before somebody listens on it
+        await asyncio.sleep(0.02)
+    raise SwarmError(f"it did not answer within {_START_TIMEOUT_S:.0f} s.")
+
+
+async def _drain(stream: asyncio.StreamReader, log: deque[str]) -> None:
+    """Keep the pipe empty, or the daemon would block on its own prints."""
+    try:
+        while line := await stream.readline():
+            text = line.decode(errors="replace").strip()
+            if text:
+                log.append(text)
+                logging.getLogger("potluck.p2pd").debug(text)
+    except ValueError:  # a line longer than the stream's limit
+        while await stream.read(65536):
+            pass
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)  # loaded before the fork: loading between fork and exec may deadlock
+    return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) and None
+
+
+def _fresh_runtime_folder(home: Path) -> Path:
+    """Make a folder for sockets; its path must be short (a socket's path has at most 107 bytes)."""
+    home.mkdir(parents=True, exist_ok=True)
+    pointer = home / _RUNTIME_POINTER
+    if pointer.exists():
+        stale = Path(pointer.read_text(encoding="utf-8", errors="replace")[:200])
+        if stale.parent == Path(tempfile.gettempdir()) and stale.name.startswith("potluck-"):
+            shutil.rmtree(stale, ignore_errors=True)
+    runtime = Path(tempfile.mkdtemp(prefix="potluck-"))
+    pointer.write_text(str(runtime), encoding="utf-8")
+    return runtime
+
+
+def _reason(error: BaseException, timeout_s: float) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {timeout_s:.0f} s"
+    text = str(error)
+    for sign, meaning in (
+        ("connection refused", "the connection was refused"),
+        ("peer id mismatch", "another peer answers there"),
+        ("no route to host", "there is no route to that host"),
+        ("network is unreachable", "the network is unreachable"),
+        ("i/o timeout", "the connection timed out"),
+        ("deadline exceeded", "the connection timed out"),
+    ):
+        if sign in text.lower():
+            return meaning
+    return text[:300] or type(error).__name__
+
+
+def _start_hint(log: Sequence[str], listen: Sequence[str]) -> str:
+    text = " ".join(log).lower()
+    if "address already in use" in text or "failed to listen" in text:
+        return f"Is another program listening on {', '.join(listen)}? Choose another port with --listen."
+    return "Check --listen and --announce; both take multiaddrs such as /ip4/0.0.0.0/tcp/4040."
