@@ -1,0 +1,93 @@
+"""What only this machine's owner decides: device, threads, addresses, name. No swarm can set these.
+
+They stand in `config.toml` in the platform's configuration folder; flags go over them.
+"""
+
+from __future__ import annotations
+
+import platform
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from node.config.recipe import first_problem
+from node.core.errors import ConfigError
+
+MAX_BYTES = 1 << 20
+Multiaddr = Annotated[str, Field(max_length=500, pattern=r"^/[\x21-\x7e]+$")]
+
+
+def _host_name() -> str:
+    name = "".join(c for c in platform.node().split(".")[0] if c.isalnum() or c in "_-")
+    return name[:40] or "node"
+
+
+class LocalSettings(BaseModel):
+    """The settings of one machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?)$")] = "auto"
+    """`auto` (the first GPU, else the CPU), `cpu`, `cuda`, or one GPU as `cuda:1`."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """CPU threads for training; the machine's default when unset."""
+    max_memory_gib: Annotated[float, Field(gt=0, le=1 << 20)] | None = None
+    """Memory of the device that training may take, in GiB; all that is free when unset."""
+    listen: Annotated[tuple[Multiaddr, ...], Field(max_length=16)] = ("/ip4/0.0.0.0/tcp/0",)
+    """Multiaddresses to listen on."""
+    announce: Annotated[tuple[Multiaddr, ...], Field(max_length=16)] = ()
+    """Multiaddresses that others should dial; those listened on when empty."""
+    name: Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[\w .-]+$")] = Field(default_factory=_host_name)
+    """This node's name on the others' screens."""
+
+    @field_validator("listen", "announce", mode="before")
+    @classmethod
+    def _one_address_is_a_list(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+
+def default_path() -> Path:
+    """Return where the owner's settings are looked for."""
+    return Path(platformdirs.user_config_dir("potluck", appauthor=False)) / "config.toml"
+
+
+def load_local(path: Path | None = None, **flags: object) -> LocalSettings:
+    """Read the owner's settings; a missing file is an empty one.
+
+    Args:
+        path: Another file than `default_path()`; this one must exist.
+        flags: Fields of `LocalSettings` from the command line; None and empty sequences are unset.
+
+    Raises:
+        ConfigError: The file cannot be read, or a value is not allowed.
+    """
+    file = path or default_path()
+    values: dict[str, object] = {}
+    if path or file.exists():
+        values = _read(file)
+    given = {name: value for name, value in flags.items() if value is not None and value not in ((), [])}
+    for source, origin in ((values, str(file)), ({**values, **given}, "command line")):
+        try:
+            settings = LocalSettings.model_validate(source)
+        except ValidationError as error:
+            raise ConfigError(
+                f"{origin}: {first_problem(error)}", hint=f"allowed are {', '.join(LocalSettings.model_fields)}"
+            ) from error
+    return settings
+
+
+def _read(file: Path) -> dict[str, object]:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{file} is larger than {MAX_BYTES} bytes, so these are no settings")
+    try:
+        return tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from error
