@@ -1,0 +1,138 @@
+"""Train this node's own microbatches, one after the other, and keep the books that make a resume exact.
+
+The cursor moves in the same engine job that adds a microbatch's gradient, so that at any moment the accumulator,
+its token counts and the cursor tell of exactly the same microbatches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from node.core.events import EventBus, MicrobatchDone
+from node.core.types import Microbatch
+from node.training.adapter import SealedGradient, StageAdapter
+from node.training.engine import Engine, Priority
+
+C = TypeVar("C")
+_RATE_WINDOW_S = 20.0
+_LOSS_WINDOW = 20
+
+
+class Trainable(Protocol):
+    """The model as the loop sees it."""
+
+    def train_microbatch(self, batch: Microbatch, *, dropout_seed: int) -> float:
+        """Add the gradients of the summed loss, and return that sum."""
+
+
+class Stream(Protocol[C]):
+    """An endless or finite stream of microbatches with an exact position."""
+
+    def __iter__(self) -> Iterator[Microbatch]:
+        """Iterate from the current position."""
+
+    def cursor(self) -> C:
+        """Return the position after the last microbatch that was handed out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed(Generic[C]):
+    """A sealed gradient, and where the data stood when it was sealed."""
+
+    gradient: SealedGradient
+    cursor: C
+
+
+class TrainingLoop(Generic[C]):
+    """One node's own training, stage by stage; created once per loaded shard."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        model: Trainable,
+        adapters: tuple[StageAdapter, ...],
+        stream: Stream[C],
+        events: EventBus,
+        seed: int,
+        peer_id: str,
+    ) -> None:
+        self._engine = engine
+        self._model = model
+        self._adapters = adapters
+        self._stream = stream
+        self._iterator = iter(stream)
+        self._events = events
+        self._salt = f"{seed}:{peer_id}"
+        self._ahead: tuple[Microbatch, C] | None = None
+        self._done_cursor = stream.cursor()
+        self._finished: deque[tuple[float, int]] = deque()
+        self._losses: deque[tuple[float, int]] = deque(maxlen=_LOSS_WINDOW)
+        self.tokens_seen = 0
+
+    async def train_one(self) -> bool:
+        """Train the next microbatch; False if the stream has no more."""
+        taken = self._ahead or self._take()
+        self._ahead = None
+        if taken is None:
+            return False
+        batch, cursor = taken
+        started = time.perf_counter()
+        job = self._engine.submit(Priority.OWN, self._train, batch, cursor)
+        self._ahead = self._take()  # tokens for the next one are gathered while this one computes
+        loss_sum = await self._engine.wait(job)
+        self._note(batch, loss_sum, time.perf_counter() - started)
+        return True
+
+    def _train(self, batch: Microbatch, cursor: C) -> float:
+        """Run on the engine: gradient, counts and cursor move together."""
+        loss_sum = self._model.train_microbatch(batch, dropout_seed=self._dropout_seed(batch.id))
+        for adapter in self._adapters:
+            adapter.count(batch.num_tokens, batch.num_labels)
+        self._done_cursor = cursor
+        return loss_sum
+
+    async def seal(self, adapter: StageAdapter) -> Sealed[C]:
+        """Hand out what one stage has accumulated, with the cursor that goes with it."""
+        return await self._engine.run(Priority.BACKWARD, lambda: Sealed(adapter.seal(), self._done_cursor))
+
+    async def on_engine(self, function: Callable[[], C]) -> C:
+        """Run something else that touches the model or the adapter, before the next microbatch."""
+        return await self._engine.run(Priority.BACKWARD, function)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens through the model per second, over the last seconds."""
+        now = time.monotonic()
+        while self._finished and now - self._finished[0][0] > _RATE_WINDOW_S:
+            self._finished.popleft()
+        if len(self._finished) < 2:  # noqa: PLR2004  (one point has no rate)
+            return 0.0
+        span = self._finished[-1][0] - self._finished[0][0]
+        return sum(tokens for _, tokens in list(self._finished)[1:]) / span if span > 0 else 0.0
+
+    @property
+    def loss(self) -> float | None:
+        """Mean loss of the latest microbatches, in nats per label."""
+        labels = sum(count for _, count in self._losses)
+        return sum(total for total, _ in self._losses) / labels if labels else None
+
+    def _take(self) -> tuple[Microbatch, C] | None:
+        batch = next(self._iterator, None)
+        return None if batch is None else (batch, self._stream.cursor())
+
+    def _dropout_seed(self, batch_id: int) -> int:
+        digest = hashlib.blake2b(f"{self._salt}:{batch_id}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 1
+
+    def _note(self, batch: Microbatch, loss_sum: float, seconds: float) -> None:
+        self._finished.append((time.monotonic(), batch.num_tokens))
+        self._losses.append((loss_sum, batch.num_labels))
+        self.tokens_seen += batch.num_tokens
+        loss = loss_sum / batch.num_labels if batch.num_labels else 0.0
+        self._events.emit(MicrobatchDone(batch.id, loss, batch.num_tokens, batch.num_labels, seconds))
