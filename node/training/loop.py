@@ -6,19 +6,21 @@ its token counts and the cursor tell of exactly the same microbatches.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from node.core.events import EventBus, MicrobatchDone
 from node.core.types import Microbatch
+from node.data.stream import Cursor, MicrobatchStream
 from node.training.adapter import SealedGradient, StageAdapter
 from node.training.engine import Engine, Priority
 
-C = TypeVar("C")
+R = TypeVar("R")
 _RATE_WINDOW_S = 20.0
 _LOSS_WINDOW = 20
 
@@ -30,25 +32,15 @@ class Trainable(Protocol):
         """Add the gradients of the summed loss, and return that sum."""
 
 
-class Stream(Protocol[C]):
-    """An endless or finite stream of microbatches with an exact position."""
-
-    def __iter__(self) -> Iterator[Microbatch]:
-        """Iterate from the current position."""
-
-    def cursor(self) -> C:
-        """Return the position after the last microbatch that was handed out."""
-
-
 @dataclass(frozen=True, slots=True)
-class Sealed(Generic[C]):
+class Sealed:
     """A sealed gradient, and where the data stood when it was sealed."""
 
     gradient: SealedGradient
-    cursor: C
+    cursor: Cursor
 
 
-class TrainingLoop(Generic[C]):
+class TrainingLoop:
     """One node's own training, stage by stage; created once per loaded shard."""
 
     def __init__(
@@ -57,7 +49,7 @@ class TrainingLoop(Generic[C]):
         engine: Engine,
         model: Trainable,
         adapters: tuple[StageAdapter, ...],
-        stream: Stream[C],
+        stream: MicrobatchStream,
         events: EventBus,
         seed: int,
         peer_id: str,
@@ -69,7 +61,7 @@ class TrainingLoop(Generic[C]):
         self._iterator = iter(stream)
         self._events = events
         self._salt = f"{seed}:{peer_id}"
-        self._ahead: tuple[Microbatch, C] | None = None
+        self._ahead: tuple[Microbatch, Cursor] | None = None
         self._done_cursor = stream.cursor()
         self._finished: deque[tuple[float, int]] = deque()
         self._losses: deque[tuple[float, int]] = deque(maxlen=_LOSS_WINDOW)
@@ -85,11 +77,11 @@ class TrainingLoop(Generic[C]):
         started = time.perf_counter()
         job = self._engine.submit(Priority.OWN, self._train, batch, cursor)
         self._ahead = self._take()  # tokens for the next one are gathered while this one computes
-        loss_sum = await self._engine.wait(job)
+        loss_sum = await asyncio.wrap_future(job)
         self._note(batch, loss_sum, time.perf_counter() - started)
         return True
 
-    def _train(self, batch: Microbatch, cursor: C) -> float:
+    def _train(self, batch: Microbatch, cursor: Cursor) -> float:
         """Run on the engine: gradient, counts and cursor move together."""
         loss_sum = self._model.train_microbatch(batch, dropout_seed=self._dropout_seed(batch.id))
         for adapter in self._adapters:
@@ -97,11 +89,11 @@ class TrainingLoop(Generic[C]):
         self._done_cursor = cursor
         return loss_sum
 
-    async def seal(self, adapter: StageAdapter) -> Sealed[C]:
+    async def seal(self, adapter: StageAdapter) -> Sealed:
         """Hand out what one stage has accumulated, with the cursor that goes with it."""
         return await self._engine.run(Priority.BACKWARD, lambda: Sealed(adapter.seal(), self._done_cursor))
 
-    async def on_engine(self, function: Callable[[], C]) -> C:
+    async def on_engine(self, function: Callable[[], R]) -> R:
         """Run something else that touches the model or the adapter, before the next microbatch."""
         return await self._engine.run(Priority.BACKWARD, function)
 
@@ -122,7 +114,7 @@ class TrainingLoop(Generic[C]):
         labels = sum(count for _, count in self._losses)
         return sum(total for total, _ in self._losses) / labels if labels else None
 
-    def _take(self) -> tuple[Microbatch, C] | None:
+    def _take(self) -> tuple[Microbatch, Cursor] | None:
         batch = next(self._iterator, None)
         return None if batch is None else (batch, self._stream.cursor())
 

@@ -1,0 +1,82 @@
+"""The node's side of the local API: a gRPC server on a Unix socket that only the owner's account can open.
+
+The socket lives in a short folder of its own (a socket's path has at most 107 bytes and a home may be deep); the
+home holds a pointer to it and the process id, which is how the commands find a running node.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc
+from grpc import aio
+
+from node.core.errors import NodeError
+from node.v1 import control_pb2, control_pb2_grpc
+
+POINTER = "control.json"
+
+
+class Controllable(Protocol):
+    """What the local API needs of the node behind it."""
+
+    def status(self) -> control_pb2.GetStatusResponse:
+        """Return the swarm as this node sees it."""
+
+    async def save_checkpoint(self) -> int:
+        """Save now and return the version that is on disk."""
+
+    def request_stop(self) -> None:
+        """Begin to leave."""
+
+
+class ControlServer(control_pb2_grpc.ControlServicer):
+    """Serves the local API for one node."""
+
+    def __init__(self, home: Path, node: Controllable) -> None:
+        self._node = node
+        self._pointer = home / POINTER
+        self._folder: Path | None = None
+        self._server: aio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen, and leave the pointer in the home."""
+        self._folder = Path(tempfile.mkdtemp(prefix="potluck-ctl-"))
+        address = f"unix:{self._folder / 'control.sock'}"
+        self._server = aio.server(maximum_concurrent_rpcs=16, options=[("grpc.max_receive_message_length", 65536)])
+        control_pb2_grpc.add_ControlServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
+        self._server.add_insecure_port(address)
+        await self._server.start()
+        temporary = self._pointer.with_suffix(".new")
+        temporary.write_text(json.dumps({"pid": os.getpid(), "address": address}), encoding="utf-8")
+        temporary.replace(self._pointer)
+
+    async def close(self) -> None:
+        """Stop listening and remove the pointer."""
+        if self._server is not None:
+            await self._server.stop(grace=0.5)
+        self._pointer.unlink(missing_ok=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def GetStatus(self, request: Any, context: Any) -> control_pb2.GetStatusResponse:  # noqa: ARG002, N802
+        """Return the swarm as this node sees it."""
+        return self._node.status()
+
+    async def SaveCheckpoint(self, request: Any, context: Any) -> control_pb2.SaveCheckpointResponse:  # noqa: ARG002, N802
+        """Save now."""
+        try:
+            return control_pb2.SaveCheckpointResponse(version=await self._node.save_checkpoint())
+        except NodeError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, error.message)
+            raise
+
+    async def Stop(self, request: Any, context: Any) -> control_pb2.StopResponse:  # noqa: ARG002, N802
+        """Begin to leave; the answer comes before the end."""
+        self._node.request_stop()
+        return control_pb2.StopResponse()

@@ -1,0 +1,100 @@
+"""What every node can work out by itself from the swarm's view: how far it is, who leads, whom to follow.
+
+Pure functions of an immutable view and a time. Nobody is asked and nobody decides for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from node.core.types import Peer, PeerId, PeerState, Progress, SwarmView
+
+_TAKES_PART = (PeerState.TRAINING,)
+_MAX_EXTRAPOLATION_S = 10.0
+"""A record older than this says nothing about the tokens that its peer has done since."""
+
+
+def replicas_of_one_state(view: SwarmView, mine: Progress, *, without: Collection[PeerId] = ()) -> tuple[Peer, ...]:
+    """Return the live peers that train `mine.stage` at the same version with the same bits, me included, by id."""
+    return tuple(
+        peer
+        for peer in view.replicas(mine.stage)
+        if peer.peer_id == view.me
+        or (
+            peer.peer_id not in without
+            and peer.state in _TAKES_PART
+            and (theirs := peer.progress_of(mine.stage)) is not None
+            and (theirs.version, theirs.adapter_hash) == (mine.version, mine.adapter_hash)
+        )
+    )
+
+
+def leader(view: SwarmView, mine: Progress, *, without: Collection[PeerId] = ()) -> PeerId:
+    """Return who calls the next round of `mine.stage`: the lowest id among the replicas at this version."""
+    return min(peer.peer_id for peer in replicas_of_one_state(view, mine, without=without))
+
+
+def tokens_towards_next(view: SwarmView, mine: Progress, *, now_s: float, without: Collection[PeerId] = ()) -> int:
+    """Return the tokens that the replicas together have accumulated, others' counted on to `now_s` by their rate.
+
+    Args:
+        view: The swarm; its records may be a second or two old.
+        mine: This node's own progress, as it is now.
+        now_s: Unix time.
+        without: Peers that are left out of the next round.
+    """
+    total = mine.tokens
+    for peer in replicas_of_one_state(view, mine, without=without):
+        theirs = peer.progress_of(mine.stage)
+        if peer.peer_id == view.me or theirs is None:
+            continue
+        age_s = min(max(now_s - theirs.at_s, 0.0), _MAX_EXTRAPOLATION_S)
+        total += theirs.tokens + int(theirs.tokens_per_s * age_s)
+    return total
+
+
+def peer_ahead(view: SwarmView, mine: Progress) -> Peer | None:
+    """Return the peer whose lineage this node should follow, or None if its own is the one.
+
+    The lineage with more committed tokens wins; with equally many, the higher version, then the lower hash.
+    Every node decides alike, so two halves that meet agree without talking.
+    """
+    best: Peer | None = None
+    best_rank = _rank(mine)
+    for peer in view.replicas(mine.stage):
+        theirs = peer.progress_of(mine.stage)
+        if peer.peer_id == view.me or theirs is None or not theirs.adapter_hash or peer.state not in _TAKES_PART:
+            continue
+        if (theirs.version, theirs.adapter_hash) != (mine.version, mine.adapter_hash) and _rank(theirs) > best_rank:
+            best, best_rank = peer, _rank(theirs)
+    return best
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmTotals:
+    """The swarm in one line."""
+
+    num_peers: int
+    tokens_per_s: float
+    loss: float | None
+    version: int
+
+
+def totals(view: SwarmView, stage: int = 0) -> SwarmTotals:
+    """Add up what the live peers announce; the loss is their mean, weighted by their rates."""
+    rates = [(peer, p) for peer in view.peers if (p := peer.progress_of(stage)) is not None]
+    training = [(peer, p) for peer, p in rates if peer.state is PeerState.TRAINING]
+    weighted = [(peer.loss, max(p.tokens_per_s, 1e-9)) for peer, p in training if peer.loss is not None]
+    weight = sum(w for _, w in weighted)
+    return SwarmTotals(
+        num_peers=len(view.peers),
+        tokens_per_s=sum(p.tokens_per_s for _, p in training),
+        loss=sum(loss * w for loss, w in weighted) / weight if weighted else None,
+        version=max((p.version for _, p in rates), default=0),
+    )
+
+
+def _rank(progress: Progress) -> tuple[int, int, str]:
+    inverted = "".join(f"{15 - int(digit, 16):x}" for digit in progress.adapter_hash)
+    return progress.committed_tokens, progress.version, inverted

@@ -1,0 +1,93 @@
+"""The answer of `potluck status`, laid out for a terminal. Names of other peers are plain text, never markup."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from node.v1 import control_pb2
+
+
+def human_bytes(count: float) -> str:
+    """Return a byte count as people read it: 1.5 MB, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:  # noqa: PLR2004
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a duration as people read it: 45 s, 3 min, 2 h 05 min."""
+    total = round(seconds)
+    if total < 90:  # noqa: PLR2004
+        return f"{total} s"
+    minutes = round(total / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"  # noqa: PLR2004
+
+
+def perplexity(loss: float) -> float:
+    """Return e^loss, infinity where a float cannot hold it."""
+    return math.exp(loss) if loss < 700 else math.inf  # noqa: PLR2004
+
+
+def render_status(status: control_pb2.GetStatusResponse) -> RenderableType:
+    """Return the status as a rich renderable."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim")
+    facts.add_column()
+    for name, value in _facts(status):
+        facts.add_row(name, Text(value))
+    parts: list[RenderableType] = [facts, Text(""), _peers(status)]
+    if status.addresses:
+        join = Text("\nInvite another machine:\n", style="dim")
+        join.append(f"potluck join {status.addresses[0]}", style="bold")
+        parts.append(join)
+    return Group(*parts)
+
+
+def _facts(status: control_pb2.GetStatusResponse) -> list[tuple[str, str]]:
+    target = status.target_batch_tokens
+    share = f"{min(100, 100 * status.tokens_towards_next // target)} % of the next round" if target else ""
+    facts = [
+        ("run", f"{status.run_name or status.base_model} ({status.fingerprint[:12]})"),
+        ("state", status.state),
+        ("step", f"{status.version} of {status.max_steps}, {share}"),
+        ("adapter", f"{status.adapter_hash[:16]}"),
+        ("swarm", f"{len(status.peers)} peers, {status.tokens_per_s:.0f} tokens/s"),
+    ]
+    if status.HasField("loss"):
+        facts.append(("loss", f"{status.loss:.3f}"))
+    if status.HasField("held_out_loss"):
+        before = f" (base {status.held_out_loss_before:.3f})" if status.HasField("held_out_loss_before") else ""
+        facts.append(("held-out loss", f"{status.held_out_loss:.3f}{before}"))
+    if status.HasField("seconds_left"):
+        facts.append(("time left", human_seconds(status.seconds_left)))
+    given = status.given
+    facts.append(
+        (
+            "this node gave",
+            f"{given.tokens_committed} tokens in {given.rounds_committed} rounds, {human_bytes(given.bytes_sent)} sent",
+        )
+    )
+    if given.rounds_dropped:
+        facts.append(("dropped rounds", str(given.rounds_dropped)))
+    return facts
+
+
+def _peers(status: control_pb2.GetStatusResponse) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for column in ("peer", "state", "step", "adapter", "tokens/s", "loss", "tokens given"):
+        table.add_column(column, justify="left" if column in {"peer", "state", "adapter"} else "right")
+    for peer in status.peers:
+        name = Text(f"{peer.name} …{peer.peer_id[-6:]}")
+        if peer.is_me:
+            name.append(" (this node)", style="green")
+        loss = f"{peer.loss:.3f}" if peer.HasField("loss") else "–"
+        table.add_row(
+            name, peer.state, str(peer.version), peer.adapter_hash[:8], f"{peer.tokens_per_s:.0f}", loss, str(peer.tokens_given)
+        )
+    return table

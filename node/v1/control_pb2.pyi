@@ -1,0 +1,133 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatusResponse(_message.Message):
+    __slots__ = ("peer_id", "name", "state", "addresses", "base_model", "fingerprint", "home", "version", "max_steps", "adapter_hash", "tokens_towards_next", "target_batch_tokens", "tokens_per_s", "loss", "held_out_loss", "held_out_loss_before", "seconds_left", "given", "peers", "rounds", "uptime_s", "run_name")
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    HOME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_HASH_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_TOWARDS_NEXT_FIELD_NUMBER: _ClassVar[int]
+    TARGET_BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    HELD_OUT_LOSS_FIELD_NUMBER: _ClassVar[int]
+    HELD_OUT_LOSS_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    RUN_NAME_FIELD_NUMBER: _ClassVar[int]
+    peer_id: str
+    name: str
+    state: str
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    base_model: str
+    fingerprint: str
+    home: str
+    version: int
+    max_steps: int
+    adapter_hash: str
+    tokens_towards_next: int
+    target_batch_tokens: int
+    tokens_per_s: float
+    loss: float
+    held_out_loss: float
+    held_out_loss_before: float
+    seconds_left: float
+    given: Given
+    peers: _containers.RepeatedCompositeFieldContainer[PeerStatus]
+    rounds: _containers.RepeatedCompositeFieldContainer[Round]
+    uptime_s: float
+    run_name: str
+    def __init__(self, peer_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., base_model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., home: _Optional[str] = ..., version: _Optional[int] = ..., max_steps: _Optional[int] = ..., adapter_hash: _Optional[str] = ..., tokens_towards_next: _Optional[int] = ..., target_batch_tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., held_out_loss: _Optional[float] = ..., held_out_loss_before: _Optional[float] = ..., seconds_left: _Optional[float] = ..., given: _Optional[_Union[Given, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., rounds: _Optional[_Iterable[_Union[Round, _Mapping]]] = ..., uptime_s: _Optional[float] = ..., run_name: _Optional[str] = ...) -> None: ...
+
+class Given(_message.Message):
+    __slots__ = ("tokens_seen", "tokens_committed", "rounds_committed", "rounds_dropped", "bytes_sent")
+    TOKENS_SEEN_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    tokens_seen: int
+    tokens_committed: int
+    rounds_committed: int
+    rounds_dropped: int
+    bytes_sent: int
+    def __init__(self, tokens_seen: _Optional[int] = ..., tokens_committed: _Optional[int] = ..., rounds_committed: _Optional[int] = ..., rounds_dropped: _Optional[int] = ..., bytes_sent: _Optional[int] = ...) -> None: ...
+
+class PeerStatus(_message.Message):
+    __slots__ = ("peer_id", "name", "state", "is_me", "version", "adapter_hash", "tokens_per_s", "loss", "tokens_given", "addresses")
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    IS_ME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_HASH_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_GIVEN_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    peer_id: str
+    name: str
+    state: str
+    is_me: bool
+    version: int
+    adapter_hash: str
+    tokens_per_s: float
+    loss: float
+    tokens_given: int
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, peer_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., is_me: _Optional[bool] = ..., version: _Optional[int] = ..., adapter_hash: _Optional[str] = ..., tokens_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., tokens_given: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Round(_message.Message):
+    __slots__ = ("version", "status", "members", "tokens", "seconds", "bytes_sent", "reason")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    status: str
+    members: int
+    tokens: int
+    seconds: float
+    bytes_sent: int
+    reason: str
+    def __init__(self, version: _Optional[int] = ..., status: _Optional[str] = ..., members: _Optional[int] = ..., tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SaveCheckpointRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SaveCheckpointResponse(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class StopRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StopResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
