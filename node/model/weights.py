@@ -155,7 +155,11 @@ def tensor_digests(folder: Path) -> dict[str, str]:
 
 def _digest_file(path: Path) -> Iterator[tuple[str, str]]:
     entries = read_header(path)
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        memoryview(data) as view,
+    ):
         for entry in entries:
             digest = hashlib.blake2b(f"{entry.dtype}:{list(entry.shape)}:".encode(), digest_size=32)
             with view[entry.start : entry.stop] as content:

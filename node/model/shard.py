@@ -1,0 +1,154 @@
+"""The part of a model that this node holds: frozen weights, trainable adapters, forward and backward.
+
+Legend: T tokens of a microbatch, H hidden size. Documents lie end to end; positions restart with each and attention
+stays within it. Nothing here knows about peers, optimizers or files of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from node.core.errors import UnsupportedModel
+from node.core.types import IGNORED_LABEL, Microbatch
+from node.model.build import Built, build
+from node.model.loss import SummedCrossEntropy
+from node.model.spec import LoadSpec, LoraSpec
+
+
+def load_shard(folder: Path, spec: LoadSpec) -> ModelShard:
+    """Load what `spec` names of the model in `folder`, with fresh adapters.
+
+    Raises:
+        UnsupportedModel: The model's family is not supported, or the spec does not fit the model.
+        WeightsMissing: The model is incomplete.
+    """
+    built = build(folder, spec)
+    return ModelShard(built, _add_adapters(built, spec), spec)
+
+
+def _add_adapters(built: Built, spec: LoadSpec) -> dict[str, nn.Parameter]:
+    targets = spec.lora.targets
+    names = {name.rpartition(".")[2] for name in built.linears}
+    if targets is not None and (unknown := sorted(set(targets) - names)):
+        raise UnsupportedModel(
+            f"The model has no linear layers named {', '.join(unknown)}.",
+            hint=f"`lora_target_modules` may name {', '.join(sorted(names))}.",
+        )
+    parameters: dict[str, nn.Parameter] = {}
+    for name, linear in built.linears.items():
+        if targets is None or name.rpartition(".")[2] in targets:
+            parameters.update(linear.add_adapter(spec.lora, spec.seed, spec.device))
+    return dict(sorted(parameters.items()))
+
+
+class ModelShard:
+    """Some decoder layers of a model, and with `ends` also its embedding, final norm and head."""
+
+    def __init__(self, built: Built, lora: dict[str, nn.Parameter], spec: LoadSpec) -> None:
+        self.lora = lora
+        """The adapters' fp32 masters by peft's names (without `base_model.model.`), in the order of the names.
+
+        Whoever owns the optimizer may re-point `.data` and pre-assign `.grad`: gradients are added in place.
+        """
+        self.layers = built.layers
+        self.config = built.model.config
+        self.num_layers: int = self.config.num_hidden_layers
+        self.hidden_size: int = self.config.hidden_size
+        self.device = torch.device(spec.device)
+        self.has_ends = spec.ends
+        self.lora_spec: LoraSpec = spec.lora
+        self._step = built.step
+        self._lm = built.model
+        self._layers = built.model.model
+        self._embedding = self._layers.embed_tokens
+        self._norm = self._layers.norm
+        self._layers.norm = nn.Identity()  # `forward` is the decoder layers alone; the norm belongs to the head
+        if spec.gradient_checkpointing:
+            self._lm.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Return the hidden states [T, H] of the tokens [T] (int64) before the first layer."""
+        assert self.has_ends, "this shard holds no embedding"
+        with torch.no_grad():
+            hidden: Tensor = self._embedding(input_ids)
+        return hidden
+
+    def forward(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Return the hidden states [T, H] after the layers held, for documents of these lengths (their sum is T)."""
+        positions = torch.cat([torch.arange(length, device=hidden.device) for length in lengths])
+        output: Tensor = self._layers(
+            inputs_embeds=hidden[None],
+            position_ids=positions[None],
+            use_cache=False,
+            document_lengths=tuple(lengths),
+        ).last_hidden_state
+        return output[0]
+
+    def loss_sum(self, hidden: Tensor, labels: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Return the sum of the cross entropy over all labels, in nats, a fp32 scalar with a gradient.
+
+        `labels[t]` is the token at t itself, or `IGNORED_LABEL`; it is predicted from `hidden[t - 1]`, and the first
+        label of a document never counts, whatever it is.
+
+        Args:
+            hidden: [T, H] after the last layer.
+            labels: [T] int64.
+            lengths: Lengths of the documents, which sum to T.
+        """
+        assert self.has_ends, "this shard holds no head"
+        targets = labels.clone()
+        targets[_first_positions(lengths, labels.device)] = IGNORED_LABEL
+        predicted = torch.nonzero(targets != IGNORED_LABEL)[:, 0]
+        # Rows without a label cost nothing: on chat data that is often the larger part of the head's work.
+        rows = self._norm(hidden.index_select(0, predicted - 1))
+        loss: Tensor = SummedCrossEntropy.apply(rows, self._lm.lm_head.weight, targets[predicted], self._softcap())
+        return loss
+
+    def train_microbatch(self, batch: Microbatch, *, dropout_seed: int) -> float:
+        """Run forward and backward of the summed loss; add to the adapters' gradients; return the loss sum in nats.
+
+        The shard must hold the whole model. The same seed gives the same dropout masks.
+        """
+        input_ids, labels = self._tensors(batch)
+        self._step.adapter, self._step.dropout_seed = True, dropout_seed
+        hidden = self.forward(self.embed(input_ids), batch.lengths)
+        loss = self.loss_sum(hidden, labels, batch.lengths)
+        loss.backward()
+        return float(loss.detach())
+
+    def evaluate(self, batch: Microbatch, *, adapter: bool = True) -> float:
+        """Return the loss sum in nats without dropout and without touching gradients, with or without the adapter."""
+        input_ids, labels = self._tensors(batch)
+        self._step.adapter, self._step.dropout_seed = adapter, None
+        with torch.no_grad():
+            hidden = self.forward(self.embed(input_ids), batch.lengths)
+            return float(self.loss_sum(hidden, labels, batch.lengths))
+
+    def logits(self, input_ids: Tensor, lengths: Sequence[int], *, adapter: bool = True) -> Tensor:
+        """Return the logits [T, V] of the tokens [T] in documents of these lengths, without a gradient."""
+        self._step.adapter, self._step.dropout_seed = adapter, None
+        with torch.no_grad():
+            logits: Tensor = self._lm.lm_head(self._norm(self.forward(self.embed(input_ids), lengths)))
+        softcap = self._softcap()
+        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+    def _softcap(self) -> float | None:
+        softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        return softcap
+
+    def _tensors(self, batch: Microbatch) -> tuple[Tensor, Tensor]:
+        assert self.has_ends, "only a shard with embedding and head can run a microbatch alone"
+        input_ids = torch.frombuffer(batch.input_ids, dtype=torch.int32).to(self.device, torch.int64)
+        labels = torch.frombuffer(batch.labels, dtype=torch.int32).to(self.device, torch.int64)
+        return input_ids, labels
+
+
+def _first_positions(lengths: Sequence[int], device: torch.device) -> Tensor:
+    starts = [0]
+    for length in lengths[:-1]:
+        starts.append(starts[-1] + length)
+    return torch.tensor(starts, device=device)
