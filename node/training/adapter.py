@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from node.core.errors import CheckpointError
 from node.training.optimizer import AdamWSettings, adamw_step, clip_scale
 from node.training.state import AdapterState, Layout, decode, encode
 
@@ -192,13 +191,7 @@ class StageAdapter:
         Raises:
             CheckpointError: The bytes are refused; nothing has changed.
         """
-        state = decode(data, self.layout)
-        if digest is not None and (found := state.digest(self.layout)) != digest:
-            raise CheckpointError(
-                f"Adapter state refused: it is {found[:16]}…, and the swarm holds {digest[:16]}….",
-                hint="Take it from another peer.",
-            )
-        self.load_state(state)
+        self.load_state(decode(data, self.layout, digest=digest))
 
     def _borrowed_state(self) -> AdapterState:
         """Return this version without a copy where the buffers are on the CPU: for use within one call."""

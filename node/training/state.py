@@ -130,14 +130,13 @@ def encoded_size_limit(layout: Layout) -> int:
     return 8 + len(longest) + 12 * layout.numel
 
 
-def decode(data: bytes | bytearray | memoryview, layout: Layout) -> AdapterState:
-    """Read what `encode` wrote and check every part of it.
-
-    The caller compares the digest with the one that the swarm agreed on; here it proves that the bytes are whole.
+def decode(data: bytes | bytearray | memoryview, layout: Layout, *, digest: str | None = None) -> AdapterState:
+    """Read what `encode` wrote and check every part of it. Needs no model and no engine: any thread will do.
 
     Args:
         data: The file; its length should be held against `encoded_size_limit` before it is fetched.
         layout: What this node holds; any other layout is refused.
+        digest: The hash that the swarm announced for it. None: its own digest proves that the bytes are whole.
 
     Returns:
         A state that owns its memory.
@@ -156,8 +155,8 @@ def decode(data: bytes | bytearray | memoryview, layout: Layout) -> AdapterState
     if int.from_bytes(view[:8], "little") != header_size:
         raise CheckpointError("Adapter state refused: the header's length is wrong.", hint=_HINT)
     header = bytes(view[8 : 8 + header_size])
-    version, committed_tokens, digest = _read_metadata(header)
-    if header != _header(layout, version, committed_tokens, digest):
+    version, committed_tokens, stated = _read_metadata(header)
+    if header != _header(layout, version, committed_tokens, stated):
         raise CheckpointError(
             "Adapter state refused: its tensors are not those of this run (names, shapes or order differ).",
             hint="Check that `lora_r`, the target modules and the base model are the same.",
@@ -166,10 +165,12 @@ def decode(data: bytes | bytearray | memoryview, layout: Layout) -> AdapterState
     values, exp_avg, exp_avg_sq = flat.view(3, layout.numel).unbind()
     state = AdapterState(version, committed_tokens, values, exp_avg, exp_avg_sq)
     found = state.digest(layout)
-    if found != digest:
-        raise CheckpointError(
-            f"Adapter state refused: the digest of its bytes is {found[:16]}…, and it says {digest[:16]}….", hint=_HINT
-        )
+    for source, wanted in (("the file says", stated), ("the swarm holds", digest)):
+        if wanted is not None and found != wanted:
+            raise CheckpointError(
+                f"Adapter state refused: the digest of its bytes is {found[:16]}…, and {source} {wanted[:16]}….",
+                hint=_HINT,
+            )
     state.check(layout)
     return state
 

@@ -13,7 +13,9 @@ from torch import nn
 
 from node.core.errors import CheckpointError
 from node.training.adapter import StageAdapter
+from node.training.checkpoint import Checkpoint, CheckpointStore
 from node.training.optimizer import AdamWSettings
+from node.training.schedule import ScheduleSettings, learning_rate
 from node.training.state import encoded_size_limit
 
 SHAPES = {"b.lora_B.weight": (4, 3), "a.lora_A.weight": (3, 5), "b.lora_A.weight": (3, 4), "m.magnitude": (7,)}
@@ -315,3 +317,31 @@ def test_a_state_of_other_shapes_is_refused():
         adapter.from_bytes(other.to_bytes())
     with pytest.raises(CheckpointError, match="shape"):
         adapter.load_state(StageAdapter(0, {"a": nn.Parameter(torch.zeros(3))}).state())
+
+
+def test_training_goes_on_from_a_checkpoint_with_the_same_bits(tmp_path):
+    def run(adapter, weight, steps):
+        for step in steps:
+            x = torch.linspace(-1, 1, 60).view(20, 3) * (step + 1)
+            (x @ weight).square().sum().backward()
+            adapter.count(20, 20)
+            sealed = adapter.seal()
+            mean = sealed.gradient / sealed.weight
+            rate = learning_rate(ScheduleSettings(0.1, "cosine", 2, 10), adapter.version)
+            adapter.step(mean, float(mean.double().square().sum()), sealed.tokens, AdamWSettings(), rate)
+
+    start = torch.arange(6.0).view(3, 2)
+    whole, first, second = (nn.Parameter(start.clone()) for _ in range(3))
+    undisturbed, store = StageAdapter(0, {"w": whole}), CheckpointStore(tmp_path)
+    run(undisturbed, whole, range(10))
+    stopped = StageAdapter(0, {"w": first})
+    run(stopped, first, range(6))
+    store.save(Checkpoint("run", stopped.version, {0: stopped.to_bytes()}, cursor={"next": 6}))
+
+    loaded = store.load_latest("run")
+    resumed = StageAdapter(0, {"w": second})
+    resumed.from_bytes(loaded.adapters[0])
+    run(resumed, second, range(loaded.cursor["next"], 10))
+
+    assert resumed.digest() == undisturbed.digest()
+    assert torch.equal(second, whole)
