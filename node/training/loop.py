@@ -62,7 +62,7 @@ class TrainingLoop:
         self._events = events
         self._salt = f"{seed}:{peer_id}"
         self._ahead: tuple[Microbatch, Cursor] | None = None
-        self._done_cursor = stream.cursor()
+        self._done_cursor = stream.cursor
         self._finished: deque[tuple[float, int]] = deque()
         self._losses: deque[tuple[float, int]] = deque(maxlen=_LOSS_WINDOW)
         self.tokens_seen = 0
@@ -98,6 +98,16 @@ class TrainingLoop:
         return await self._engine.run(Priority.BACKWARD, function)
 
     @property
+    def cursor(self) -> Cursor:
+        """Where the data stands after the last microbatch that was counted."""
+        return self._done_cursor
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the node's data, as handed out."""
+        return self._stream.epoch
+
+    @property
     def tokens_per_s(self) -> float:
         """Tokens through the model per second, over the last seconds."""
         now = time.monotonic()
@@ -116,7 +126,7 @@ class TrainingLoop:
 
     def _take(self) -> tuple[Microbatch, Cursor] | None:
         batch = next(self._iterator, None)
-        return None if batch is None else (batch, self._stream.cursor())
+        return None if batch is None else (batch, self._stream.cursor)
 
     def _dropout_seed(self, batch_id: int) -> int:
         digest = hashlib.blake2b(f"{self._salt}:{batch_id}".encode(), digest_size=8).digest()

@@ -1,0 +1,319 @@
+"""From "start this recipe" or "join that address" to a run that this node takes part in.
+
+Everything that can be refused is refused here, before any weights are loaded: another base model, another recipe,
+a wrong clock, an address where nobody is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from node.config.recipe import Recipe, differing_fields
+from node.config.sections import DatasetSpec
+from node.core.errors import ConfigError, DataError, NodeError, NoPeerReachable, RunMismatch
+from node.core.types import PeerId
+from node.data.dataset import PreparedData, prepare
+from node.host.home import Home, LocalRun, RunFolder
+from node.model.source import load_tokenizer, maths_of, model_digest, resolve_base_model
+from node.model.families import read_config
+from node.network.addresses import split_peer_id
+from node.network.door import MAX_CLOCK_DIFFERENCE_S, Welcomed, say_hello
+from node.network.processes import RunningP2P
+from node.trust.identity import Identity
+from node.trust.seal import ModelIdentity, RunSeal, SealedRun, seal_run
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the person asked for."""
+
+    recipe: Recipe | None
+    """The recipe file, resolved; None for a joiner without one."""
+    address: str | None
+    """The address to join; None for a founder."""
+    data: tuple[Path, ...] = ()
+    """Files and folders that replace the recipe's `datasets`."""
+    base_model: str | None = None
+    """Where the base model is on this machine, if not where the recipe says."""
+    fresh: bool = False
+    """Start the run over; what there was is moved aside."""
+    model_cache: Path = field(default_factory=Path)
+
+
+@dataclass(frozen=True)
+class Enlisted:
+    """A run that this node takes part in, with everything that is needed to load it."""
+
+    sealed: SealedRun
+    recipe: Recipe
+    model_folder: Path
+    data: PreparedData
+    folder: RunFolder
+    known_addresses: tuple[str, ...]
+    """Peers to dial: the one given, and the ones met before."""
+    is_founder: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """The run's identity."""
+        return self.sealed.seal.fingerprint
+
+
+@dataclass(frozen=True)
+class _Base:
+    folder: Path
+    identity: ModelIdentity
+
+
+async def found(request: Request, home: Home, identity: Identity, say: Say) -> Enlisted:
+    """Found a run, or take up the one that the same recipe made here before.
+
+    Raises:
+        NodeError: the model, the data or the recipe cannot be used.
+    """
+    assert request.recipe is not None, "a founder has a recipe"
+    recipe = _with_data(request.recipe, request.data)
+    base = await _base_model(request.base_model or recipe.base_model, recipe, request, say)
+    origin = recipe.fingerprint(base.identity.digest)
+    stored = _find_stored(home, origin)
+    if stored is not None and request.fresh:
+        say(f"The run so far was moved to {home.archive_run(stored)}.")
+        stored = None
+    if stored is not None:
+        sealed = stored.load_seal()
+        recipe = _resolved(recipe, Recipe.from_shared_json(sealed.seal.recipe).max_steps)
+        data = await _prepare_data(recipe, base.folder, say)
+        folder = stored
+        home.create_run(sealed.seal.fingerprint)
+    else:
+        data = await _prepare_data(recipe, base.folder, say)
+        recipe = _resolved(recipe, _total_steps(recipe, data))
+        fingerprint = recipe.fingerprint(base.identity.digest)
+        seal = RunSeal(
+            fingerprint=fingerprint, recipe=recipe.shared_json(), model=base.identity, founded_at_s=time.time()
+        )
+        sealed = seal_run(seal, identity)
+        folder = home.create_run(fingerprint)
+        folder.save_seal(sealed)
+    folder.save_local(_local_run(folder, origin, request, recipe, base))
+    return Enlisted(sealed, recipe, base.folder, data, folder, _addresses(folder), is_founder=True)
+
+
+async def join(request: Request, home: Home, running: RunningP2P, say: Say) -> Enlisted:
+    """Join the run of the peer at `request.address`, or one that this node took part in with that peer.
+
+    Raises:
+        NoPeerReachable: nobody answers, there or at any peer met before.
+        RunMismatch: the base model or the recipe differs, with the fields that do.
+        ConfigError: the address is malformed, or the clock is wrong.
+        NodeError: the model or the data cannot be used.
+    """
+    assert request.address is not None, "a joiner has an address"
+    _, given_peer = split_peer_id(request.address)
+    try:
+        welcomed = await _greet(running, request.address)
+        known: tuple[str, ...] = (request.address,)
+    except NoPeerReachable as error:
+        welcomed, known = await _greet_remembered(home, running, given_peer, error, say)
+    _check_clock(welcomed)
+    sealed = welcomed.run
+    recipe = Recipe.from_shared_json(sealed.seal.recipe)
+    if request.recipe is not None:
+        _refuse_other_recipe(request.recipe, recipe)
+        recipe = recipe.with_local({"datasets": request.recipe.model_dump()["datasets"]})
+    recipe = _with_data(recipe, request.data)
+    folder = home.run(sealed.seal.fingerprint)
+    where = request.base_model or _remembered_base(folder) or recipe.base_model
+    base = await _base_model(where, recipe, request, say)
+    _refuse_other_model(base.identity, sealed.seal.model, where)
+    if recipe.fingerprint(base.identity.digest) != sealed.seal.fingerprint:
+        raise RunMismatch(
+            "This version of Potluck reads the swarm's recipe differently than its founder did.",
+            hint="Install the same version of Potluck on all machines.",
+        )
+    data = await _prepare_data(recipe, base.folder, say)
+    if request.fresh and folder.path.exists():
+        say(f"What this node had of the run was moved to {home.archive_run(folder)}.")
+    folder = home.create_run(sealed.seal.fingerprint)
+    folder.save_seal(sealed)
+    folder.save_local(_local_run(folder, "", request, recipe, base))
+    return Enlisted(sealed, recipe, base.folder, data, folder, (*known, *_addresses(folder)), is_founder=False)
+
+
+async def _greet(running: RunningP2P, address: str) -> Welcomed:
+    try:
+        peer_id = await running.connect(address)
+    except NoPeerReachable as error:
+        raise NoPeerReachable(error.message, hint=_unreachable_hint(address)) from error
+    return await say_hello(running.p2p, peer_id)
+
+
+async def _greet_remembered(
+    home: Home, running: RunningP2P, given: PeerId, error: NoPeerReachable, say: Say
+) -> tuple[Welcomed, tuple[str, ...]]:
+    """The node at the address may be gone while the swarm lives: ask the peers met in a run with it."""
+    for folder in home.runs():
+        peers = folder.known_peers()
+        if given not in {peer.peer_id for peer in peers}:
+            continue
+        say(f"{error.message} Trying {len(peers) - 1} other peers of that run.")
+        for peer in peers:
+            for address in peer.addresses if peer.peer_id != given else ():
+                try:
+                    return await _greet(running, address), (address,)
+                except (NoPeerReachable, ConfigError):
+                    continue
+        try:
+            run = folder.load_seal()
+        except NodeError:
+            continue
+        say("None of them answers; going on alone with what this node has.")
+        return Welcomed(run=run, peer_state="absent", clock_ahead_s=0.0), ()
+    raise error
+
+
+def _unreachable_hint(address: str) -> str:
+    hints = ["Is the node running there (`potluck status`)?", "Is its port open in its firewall and router?"]
+    if address.startswith(("/ip4/127.", "/ip6/::1")):
+        hints.insert(0, "This is a loopback address: it works on that machine alone; use its LAN or public address.")
+    hints.append("`potluck status` on any other node of the swarm prints another address that will do.")
+    return " ".join(hints)
+
+
+def _check_clock(welcomed: Welcomed) -> None:
+    ahead = welcomed.clock_ahead_s
+    if abs(ahead) > MAX_CLOCK_DIFFERENCE_S:
+        raise ConfigError(
+            f"This machine's clock is {_duration(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} the swarm's.",
+            hint="Set it, for example with `sudo timedatectl set-ntp true`; records of peers expire by the clock.",
+        )
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _refuse_other_recipe(mine: Recipe, theirs: Recipe) -> None:
+    mine = _resolved(mine, mine.max_steps or theirs.max_steps)
+    different = differing_fields(mine, theirs)
+    if different:
+        lines = "\n".join(f"  {name}: {a!r} here, {b!r} in the swarm" for name, a, b in different[:20])
+        raise RunMismatch(
+            f"Your recipe is not the swarm's:\n{lines}",
+            hint="Join without a recipe to take the swarm's, or start a swarm of your own with `potluck start`.",
+        )
+
+
+def _refuse_other_model(mine: ModelIdentity, theirs: ModelIdentity, where: str) -> None:
+    if mine.digest == theirs.digest:
+        return
+    names = sorted(mine.config.keys() | theirs.config.keys())
+    lines = [
+        f"  {name}: {mine.config.get(name)!r} here, {theirs.config.get(name)!r} in the swarm"[:300]
+        for name in names
+        if mine.config.get(name) != theirs.config.get(name)
+    ] or ["  the configuration is equal; the weights differ"]
+    raise RunMismatch(
+        f"The base model at {where} is not the swarm's:\n"
+        + "\n".join([*lines[:20], f"  digest: {mine.digest[:16]}… here, {theirs.digest[:16]}… in the swarm"]),
+        hint="Get the same weights as the founder, and name them with --base-model FOLDER.",
+    )
+
+
+async def _base_model(where: str, recipe: Recipe, request: Request, say: Say) -> _Base:
+    def read() -> _Base:
+        folder = resolve_base_model(where, cache=request.model_cache, revision=recipe.revision_of_model)
+        digest = model_digest(folder, cache=request.model_cache)
+        return _Base(folder, ModelIdentity(digest=digest, config=maths_of(read_config(folder))))
+
+    if where.endswith(".gguf"):
+        say("Reading the GGUF file; the first time it is converted, which takes a while.")
+    return await asyncio.to_thread(read)
+
+
+async def _prepare_data(recipe: Recipe, model_folder: Path, say: Say) -> PreparedData:
+    if not recipe.datasets:
+        raise DataError(
+            "There is nothing to train on.",
+            hint="Give this node's own data with --data FILE (jsonl, json, csv, parquet, text, or a folder of them).",
+        )
+
+    def work() -> PreparedData:
+        return prepare(recipe, load_tokenizer(model_folder))
+
+    data = await asyncio.to_thread(work)
+    report = data.report
+    say(
+        f"{report.num_rows} rows: {report.num_train_tokens} tokens to train on, "
+        f"{report.num_held_out_tokens} held out."
+    )
+    for skipped in report.skipped:
+        say(f"{skipped.path}: {skipped.count} bad rows left out, the first: {skipped.first}")
+    for note in report.notes:
+        say(note)
+    return data
+
+
+def _with_data(recipe: Recipe, paths: Sequence[Path]) -> Recipe:
+    if not paths:
+        return recipe
+    return recipe.with_local({"datasets": tuple(DatasetSpec(path=str(path)).model_dump() for path in paths)})
+
+
+def _resolved(recipe: Recipe, max_steps: int | None) -> Recipe:
+    """Return the recipe with its number of steps fixed: every peer must see the same end and the same schedule."""
+    return recipe.model_copy(update={"max_steps": max_steps, "num_epochs": None})
+
+
+def _total_steps(recipe: Recipe, data: PreparedData) -> int:
+    """`num_epochs` means passes over the founder's data; the swarm together makes as many steps."""
+    if recipe.num_epochs is None:
+        assert recipe.max_steps is not None, "a recipe has one of the two"
+        return recipe.max_steps
+    tokens = sum(len(document) for document in data.train) * recipe.num_epochs
+    steps = max(1, math.ceil(tokens / recipe.potluck.averaging.target_batch_tokens))
+    return min(steps, recipe.max_steps or steps)
+
+
+def _find_stored(home: Home, origin: str) -> RunFolder | None:
+    for folder in home.runs():
+        try:
+            if folder.load_local().origin == origin:
+                return folder
+        except NodeError:
+            continue
+    return None
+
+
+def _remembered_base(folder: RunFolder) -> str | None:
+    try:
+        return folder.load_local().base_model
+    except NodeError:
+        return None
+
+
+def _local_run(folder: RunFolder, origin: str, request: Request, recipe: Recipe, base: _Base) -> LocalRun:
+    try:
+        before = folder.load_local()
+    except NodeError:
+        before = LocalRun(base_model=str(base.folder))
+    data = tuple(str(Path(spec.path).resolve()) if Path(spec.path).exists() else spec.path for spec in recipe.datasets)
+    return before.model_copy(
+        update={"origin": origin or before.origin, "data": data, "base_model": str(base.folder)}
+    )
+
+
+def _addresses(folder: RunFolder) -> tuple[str, ...]:
+    return tuple(address for peer in folder.known_peers() for address in peer.addresses[:4])
+
+

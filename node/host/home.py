@@ -1,0 +1,253 @@
+"""One node's folder: identity, the runs it takes part in, the peers it knows, its lock.
+
+    home/
+      identity.key     the key pair behind the peer id
+      lock             held while a node runs here
+      control.json     where the running node listens for commands
+      current          name of the latest run's folder
+      port             the TCP port that this node listened on
+      logs/
+      runs/<run>/      seal.json  local.json  peers.json  checkpoints/
+
+Small files are written whole: temporary file, fsync, rename.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from node.core.errors import CheckpointError, ConfigError, NodeError, OutOfDisk
+from node.core.types import PeerId
+from node.trust.identity import SignedBytes
+from node.trust.seal import SealedRun, open_seal
+
+_MAX_SMALL_FILE_BYTES = 512 * 1024
+_MAX_KNOWN_PEERS = 64
+
+
+class LocalRun(BaseModel):
+    """What only this node knows of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    origin: str = Field(default="", max_length=128)
+    """Digest of the founder's recipe as it was written, to find the run again; empty at a joiner."""
+    data: tuple[str, ...] = Field(default=(), max_length=1000)
+    """The owner's files, as given."""
+    base_model: str = Field(max_length=4096)
+    """Folder of the base model on this machine."""
+    tokens_given: int = Field(default=0, ge=0)
+
+
+class KnownPeer(BaseModel):
+    """A peer that was met before."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    peer_id: str = Field(max_length=100)
+    addresses: tuple[str, ...] = Field(max_length=16)
+    seen_at_s: float = Field(ge=0)
+
+
+class _KnownPeers(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    peers: tuple[KnownPeer, ...] = Field(max_length=_MAX_KNOWN_PEERS)
+
+
+class RunFolder:
+    """The files of one run under one home."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+
+    def save_seal(self, run: SealedRun) -> None:
+        """Keep the run as its founder signed it."""
+        fields = {
+            "body": run.signed.body,
+            "public_key": run.signed.public_key,
+            "signature": run.signed.signature,
+        }
+        encoded = {name: base64.b64encode(value).decode() for name, value in fields.items()}
+        write_small(self.path / "seal.json", json.dumps(encoded).encode())
+
+    def load_seal(self) -> SealedRun:
+        """Read the run back.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or not signed.
+        """
+        path = self.path / "seal.json"
+        try:
+            fields = json.loads(read_small(path))
+            signed = SignedBytes(*(base64.b64decode(fields[name]) for name in ("body", "public_key", "signature")))
+            return open_seal(signed, sender=PeerId("this node's own file"))
+        except (OSError, ValueError, KeyError, TypeError, NodeError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read: {error}.", hint="Join the swarm again by the address of one of its nodes."
+            ) from error
+
+    def save_local(self, local: LocalRun) -> None:
+        """Keep what only this node knows."""
+        write_small(self.path / "local.json", local.model_dump_json(indent=1).encode())
+
+    def load_local(self) -> LocalRun:
+        """Read it back.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        path = self.path / "local.json"
+        try:
+            return LocalRun.model_validate_json(read_small(path))
+        except (OSError, ValidationError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}.", hint="Start or join the run again.") from error
+
+    def remember_peers(self, met: Iterable[tuple[PeerId, tuple[str, ...]]]) -> None:
+        """Add peers to the ones that this node dials when it starts again; the longest unseen are forgotten."""
+        known = {peer.peer_id: peer for peer in self.known_peers()}
+        for peer_id, addresses in met:
+            if addresses:
+                known[peer_id] = KnownPeer(peer_id=peer_id, addresses=addresses[:16], seen_at_s=time.time())
+        latest = sorted(known.values(), key=lambda peer: -peer.seen_at_s)[:_MAX_KNOWN_PEERS]
+        write_small(self.path / "peers.json", _KnownPeers(peers=tuple(latest)).model_dump_json(indent=1).encode())
+
+    def known_peers(self) -> tuple[KnownPeer, ...]:
+        """Return the peers met before, latest first; none if the file is missing or damaged."""
+        try:
+            return _KnownPeers.model_validate_json(read_small(self.path / "peers.json")).peers
+        except (OSError, ValidationError):
+            return ()
+
+
+class Home:
+    """The folder, and the lock that keeps a second node out of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(path / "lock")
+
+    def acquire(self) -> None:
+        """Take the home for this process.
+
+        Raises:
+            ConfigError: another node runs here, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                f"Another node is running under {self.path}.",
+                hint="Give each node on this machine a home of its own: --home DIR. `potluck status` shows the other.",
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"Cannot write to {self.path}: {error.strerror}.", hint="Choose another --home.") from error
+
+    def release(self) -> None:
+        """Give the home back."""
+        self._lock.release()
+
+    @property
+    def identity_path(self) -> Path:
+        """Where the key pair is."""
+        return self.path / "identity.key"
+
+    @property
+    def log_path(self) -> Path:
+        """Where the node's log goes."""
+        return self.path / "logs" / "node.jsonl"
+
+    def run(self, fingerprint: str) -> RunFolder:
+        """Return a run's folder, which may not exist yet."""
+        return RunFolder(self.path / "runs" / fingerprint[:16])
+
+    def create_run(self, fingerprint: str) -> RunFolder:
+        """Make a run's folder and make it the current one."""
+        folder = self.run(fingerprint)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_small(self.path / "current", folder.path.name.encode())
+        return folder
+
+    def runs(self) -> list[RunFolder]:
+        """Return the folders of all runs, the latest used first."""
+        folders = [path for path in (self.path / "runs").glob("*") if (path / "seal.json").is_file()]
+        return [RunFolder(path) for path in sorted(folders, key=lambda path: -path.stat().st_mtime)]
+
+    def current_run(self) -> RunFolder:
+        """Return the run that this home worked on last.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        try:
+            name = read_small(self.path / "current").decode()
+        except OSError:
+            name = ""
+        folder = self.path / "runs" / name
+        if not name or "/" in name or not folder.is_dir():
+            raise ConfigError(
+                f"There is no run under {self.path}.",
+                hint="Start one with `potluck start recipe.yaml`, or name the node's home with --home.",
+            )
+        return RunFolder(folder)
+
+    def remembered_port(self) -> int | None:
+        """Return the TCP port that this node used last, so that its address stays the same."""
+        try:
+            port = int(read_small(self.path / "port"))
+        except (OSError, ValueError):
+            return None
+        return port if 0 < port < 65536 else None  # noqa: PLR2004
+
+    def remember_port(self, port: int) -> None:
+        """Keep the port for the next start."""
+        write_small(self.path / "port", str(port).encode())
+
+    def archive_run(self, folder: RunFolder) -> Path:
+        """Move a run's folder aside and return where it went; nothing is deleted."""
+        target = folder.path.with_name(f"{folder.path.name}-until-{int(time.time())}")
+        folder.path.rename(target)
+        return target
+
+
+def write_small(path: Path, data: bytes) -> None:
+    """Write a small file whole or not at all.
+
+    Raises:
+        OutOfDisk: the disk is full or read-only.
+    """
+    temporary = path.with_name(path.name + ".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise OutOfDisk(
+            f"Cannot write {path}: {error.strerror}.", hint="Make room on the disk, or choose another --home."
+        ) from error
+
+
+def read_small(path: Path) -> bytes:
+    """Read a file of ours that cannot be large.
+
+    Raises:
+        OSError: it is missing, unreadable or too large.
+    """
+    with path.open("rb") as file:
+        data = file.read(_MAX_SMALL_FILE_BYTES + 1)
+    if len(data) > _MAX_SMALL_FILE_BYTES:
+        raise OSError(f"{path} is larger than {_MAX_SMALL_FILE_BYTES} bytes")
+    return data

@@ -1,0 +1,40 @@
+"""Events as JSON lines: to the home's log file always, and to the terminal with `--log json`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from node.core.events import Event, MicrobatchDone, as_record
+
+_MAX_LOG_BYTES = 5_000_000
+_KEPT_LOGS = 3
+
+
+def json_line(event: Event) -> str:
+    """Return an event as one line of JSON with a time stamp in Unix seconds."""
+    return json.dumps({"at_s": round(time.time(), 3), **as_record(event)}, ensure_ascii=False, allow_nan=True)
+
+
+def file_sink(path: Path) -> Callable[[Event], None]:
+    """Return a sink that appends to a log that rotates; single microbatches are left out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = RotatingFileHandler(path, maxBytes=_MAX_LOG_BYTES, backupCount=_KEPT_LOGS, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+
+    def sink(event: Event) -> None:
+        if not isinstance(event, MicrobatchDone):
+            handler.handle(logging.LogRecord("potluck", logging.INFO, "", 0, json_line(event), None, None))
+
+    return sink
+
+
+def stdout_sink(event: Event) -> None:
+    """Print an event as a line of JSON."""
+    sys.stdout.write(json_line(event) + "\n")
+    sys.stdout.flush()

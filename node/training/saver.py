@@ -1,0 +1,89 @@
+"""When to save, and saving without holding up the training.
+
+A checkpoint tells of exactly one committed version: the adapter as it was then, and the data cursor of what is in
+it. Without `save_steps` a node saves after every step as long as saving takes less than a twentieth of its time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from node.core.errors import NodeError
+from node.core.events import CheckpointSaved, EventBus, Fault
+from node.data.stream import Cursor
+from node.training.checkpoint import Checkpoint, CheckpointStore
+
+_SHARE_OF_TIME = 0.05
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One committed version, copied."""
+
+    version: int
+    adapters: Mapping[int, bytes]
+    cursor: Cursor
+    counters: Mapping[str, int]
+
+
+class Saver:
+    """Writes snapshots off the event loop, one at a time; a newer one replaces one that still waits."""
+
+    def __init__(
+        self, store: CheckpointStore, *, fingerprint: str, data_digest: str, every_steps: int | None, events: EventBus
+    ) -> None:
+        self._store = store
+        self._fingerprint = fingerprint
+        self._data_digest = data_digest
+        self._every_steps = every_steps
+        self._events = events
+        self._lock = asyncio.Lock()
+        self._cost_s = 0.0
+        self._saved_at = float("-inf")
+        self.saved_version = -1
+
+    def is_due(self, version: int) -> bool:
+        """Return whether the version that was just committed should be saved."""
+        if self._lock.locked() or version <= self.saved_version:
+            return False
+        if self._every_steps is not None:
+            return version % self._every_steps == 0
+        return time.monotonic() - self._saved_at >= self._cost_s / _SHARE_OF_TIME
+
+    async def save(self, snapshot: Snapshot) -> None:
+        """Save; a disk that is full is an event, and training goes on.
+
+        The cost that `is_due` weighs counts from the call, copying included.
+        """
+        try:
+            await self.save_or_raise(snapshot)
+        except NodeError as error:
+            self._saved_at = time.monotonic()
+            self._cost_s = max(self._cost_s, 1.0)
+            self._events.emit(Fault(error.message, error.hint))
+
+    async def save_or_raise(self, snapshot: Snapshot) -> None:
+        """Save, and let the caller see what goes wrong.
+
+        Raises:
+            OutOfDisk: the disk is full or read-only.
+            CheckpointError: the folder cannot be written.
+        """
+        async with self._lock:
+            started = time.monotonic()
+            checkpoint = Checkpoint(
+                fingerprint=self._fingerprint,
+                version=snapshot.version,
+                adapters=snapshot.adapters,
+                cursor=snapshot.cursor.as_json(),
+                counters=snapshot.counters,
+                random={"data": self._data_digest},
+            )
+            size = await asyncio.to_thread(self._store.save, checkpoint)
+            self._saved_at = time.monotonic()
+            self._cost_s = self._saved_at - started
+            self.saved_version = snapshot.version
+        self._events.emit(CheckpointSaved(snapshot.version, self._cost_s, size))
