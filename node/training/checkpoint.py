@@ -84,19 +84,28 @@ class _Bookmark(_Strict):
 class CheckpointStore:
     """The generations of one node's run. One process at a time; calls block on the disk, so use a worker thread."""
 
-    def __init__(self, folder: Path, *, keep: int = 2, emit: Callable[[Event], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int = 2,
+        emit: Callable[[Event], None] = lambda _: None,
+        read_only: bool = False,
+    ) -> None:
         """Open the store; leftovers of saves that were cut off are removed.
 
         Args:
             folder: Made when the first checkpoint is saved.
             keep: Generations that stay on disk, at least 1.
             emit: Told about generations that are refused.
+            read_only: Another process owns the store and may be saving: touch nothing.
         """
         assert keep >= 1, "a store that keeps nothing is none"
         self.folder = folder
         self._keep = keep
         self._emit = emit
-        for path in self._entries(_SCRATCH):
+        self._read_only = read_only
+        for path in () if read_only else self._entries(_SCRATCH):
             shutil.rmtree(path, ignore_errors=True)
 
     def save(self, checkpoint: Checkpoint) -> int:
@@ -184,6 +193,8 @@ class CheckpointStore:
     def _set_aside(self, bad: Path, reason: str, *, instead: Path) -> None:
         """Report a refused generation and take it out of the way, so that it does not count as one to keep."""
         with contextlib.suppress(OSError):  # on a read-only disk it stays and is refused again next time
+            if self._read_only:
+                return
             bad.rename(bad.with_name(f"refused-{bad.name}-{secrets.token_hex(4)}"))
         self._emit(
             Fault(f"{reason} Using {instead.name} instead.", hint="The work since then is done again. Check the disk.")
