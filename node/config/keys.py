@@ -250,8 +250,8 @@ VALUES: MappingProxyType[str, MappingProxyType[str, tuple[object, str]]] = Mappi
             {
                 "tokenizer_default_fallback_*": ("tokenizer_default", _OWN_TEMPLATE),
                 **_each(
-                    "llama3* llama4 mistral* gemma* phi_* phi3* phi4* qwen* exaone* falcon* granite* command_a deepseek* "
-                    "jamba* metharme* alpaca cohere aya olmo* smollm*",
+                    "llama3* llama4 mistral* gemma* phi_* phi3* phi4* qwen* exaone* falcon* granite* command_a "
+                    "deepseek* jamba* metharme* alpaca cohere aya olmo* smollm*",
                     ("tokenizer_default", _OWN_TEMPLATE),
                 ),
             }

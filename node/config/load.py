@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from node.config import keys
 from node.config.recipe import Recipe
 from node.config.sections import Averaging, DatasetSpec, MessageMapping, PotluckBlock
-from node.config.yaml_tree import Key, YamlTree, parse_scalar, read_yaml
+from node.config.yaml_tree import COMMAND_LINE, Key, YamlTree, parse_scalar, read_yaml
 from node.core.errors import ConfigError
 
 T = TypeVar("T")
@@ -138,7 +138,7 @@ def _apply_overrides(tree: YamlTree, overrides: Sequence[str]) -> None:
         key: Key = tuple(name.split("."))
         for known in [known for known in tree.lines if known[: len(key)] == key]:
             del tree.lines[known]
-        tree.lines[key] = 0  # line 0: the command line, see `_origin`
+        tree.lines[key] = COMMAND_LINE
 
 
 def _drop_unset(values: dict[str, object]) -> None:
@@ -323,13 +323,7 @@ def _origins(recipe: Recipe, tree: YamlTree) -> dict[str, str]:
 
 
 def _origin(tree: YamlTree, key: Key) -> str:
-    if _value_at(tree.values, key) is not None:
-        line = tree.lines.get(key)
-        while line is None and key:
-            key = key[:-1]
-            line = tree.lines.get(key)
-        return f"{tree.source}:{line}" if line else "--set"
-    return "default"
+    return "default" if _value_at(tree.values, key) is None else tree.where(key)
 
 
 def _show_into(lines: list[str], tree: object, prefix: str, origins: Mapping[str, str], indent: int) -> None:

@@ -20,6 +20,13 @@ MAX_BYTES = 1 << 20
 MAX_DEPTH = 12
 MAX_VALUES = 20_000
 
+COMMAND_LINE = 0
+"""The line of a key that `--set` gave."""
+
+_TAGS = frozenset(
+    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map")
+)
+
 Key = tuple[str | int, ...]
 
 _NULL = re.compile(r"~|null|Null|NULL|")
@@ -38,9 +45,11 @@ class YamlTree:
     lines: dict[Key, int] = field(default_factory=dict)
 
     def where(self, key: Key) -> str:
-        """Return `file:line` of the key, or of its nearest parent that the file has."""
+        """Return `file:line` of the key, or of its nearest parent that the file has, or `--set`."""
         while key and key not in self.lines:
             key = key[:-1]
+        if key and self.lines[key] == COMMAND_LINE:
+            return "--set"
         return f"{self.source}:{self.lines[key]}" if key else self.source
 
 
@@ -114,9 +123,11 @@ class _Converter:
         where = f"{self._tree.source}:{line}"
         if depth > MAX_DEPTH or self._count > MAX_VALUES:
             raise ConfigError(f"{where}: nested deeper than {MAX_DEPTH} levels or more than {MAX_VALUES} values")
+        if str(node.tag) not in _TAGS:
+            raise ConfigError(f"{where}: tags like `{node.tag}` are not read")
         self._tree.lines.setdefault(key, line)
         if isinstance(node, ScalarNode):
-            return self._scalar(node, where)
+            return self._scalar(node)
         if isinstance(node, SequenceNode):
             return [self.convert(item, (*key, index), depth + 1) for index, item in enumerate(node.value)]
         assert isinstance(node, MappingNode)
@@ -137,11 +148,8 @@ class _Converter:
         return values
 
     @staticmethod
-    def _scalar(node: ScalarNode, where: str) -> object:
+    def _scalar(node: ScalarNode) -> object:
         text: str = node.value
-        tag = str(node.tag)
-        if not tag.startswith("tag:yaml.org,2002:") or tag.endswith(("binary", "set", "omap", "pairs")):
-            raise ConfigError(f"{where}: tags like `{tag}` are not read")
         if node.style in ("'", '"', "|", ">"):
             return text
         # Resolved here and not by the tag, so that YAML 1.1 (`yes`, which other trainers accept) and
