@@ -29,6 +29,8 @@ _PART_BYTES = 256 * 1024
 _FIRST_ANSWER_S = 8.0
 _PART_S = 15.0
 _MAX_CONCURRENT_SENDS = 2
+_MAX_LINEAGE = 256
+_MAX_ROUND_ID = 128
 MAX_CLOCK_DIFFERENCE_S = 60.0
 
 
@@ -43,8 +45,8 @@ class StateSource(Protocol):
     def state(self) -> PeerState:
         """What this node is doing."""
 
-    async def export_state(self, stage: int) -> bytes:
-        """Return a stage's adapter and moments.
+    async def export_state(self, stage: int) -> tuple[bytes, tuple[str, ...]]:
+        """Return a stage's adapter and moments, and the ids of the latest rounds behind them.
 
         Raises:
             PeerBusy: not now; ask again later.
@@ -59,6 +61,14 @@ class Welcomed:
     peer_state: str
     clock_ahead_s: float
     """How far this machine's clock is ahead of the peer's, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedState:
+    """What a peer sent as its state: whole, but not yet trusted."""
+
+    data: bytes
+    lineage: tuple[str, ...]
 
 
 class Door(ServicerBase):  # type: ignore[misc]
@@ -95,10 +105,11 @@ class Door(ServicerBase):  # type: ignore[misc]
             return
         async with self._sending:
             try:
-                data = await self._source.export_state(request.stage)
+                data, lineage = await self._source.export_state(request.stage)
             except PeerBusy as busy:
                 yield swarm_pb2.StateChunk(try_later=busy.message)
                 return
+            yield swarm_pb2.StateChunk(header=swarm_pb2.StateHeader(lineage=lineage))
             for start in range(0, len(data), _PART_BYTES):
                 part = data[start : start + _PART_BYTES]
                 self.bytes_sent += len(part)
@@ -138,7 +149,7 @@ async def say_hello(p2p: P2P, peer_id: PeerId, *, fingerprint: str = "") -> Welc
     return Welcomed(run=run, peer_state=welcome.state[:32], clock_ahead_s=middle - welcome.clock_s)
 
 
-async def fetch_state(p2p: P2P, peer_id: PeerId, *, fingerprint: str, stage: int, max_bytes: int) -> bytes:
+async def fetch_state(p2p: P2P, peer_id: PeerId, *, fingerprint: str, stage: int, max_bytes: int) -> FetchedState:
     """Fetch a stage's adapter and moments from a peer; the bytes are complete but not yet trusted.
 
     Raises:
@@ -150,6 +161,7 @@ async def fetch_state(p2p: P2P, peer_id: PeerId, *, fingerprint: str, stage: int
     stub = Door.get_stub(p2p, PeerID.from_base58(peer_id), namespace=_NAMESPACE)
     name = short(peer_id)
     received = bytearray()
+    lineage: tuple[str, ...] = ()
     stream = None
     try:
         stream = await asyncio.wait_for(
@@ -163,6 +175,11 @@ async def fetch_state(p2p: P2P, peer_id: PeerId, *, fingerprint: str, stage: int
                 raise PeerBusy(reason, peer_id=peer_id, retry_after_s=2)
             if kind == "end":
                 break
+            if kind == "header":
+                lineage = tuple(chunk.header.lineage)
+                if len(lineage) > _MAX_LINEAGE or any(len(round_id) > _MAX_ROUND_ID for round_id in lineage):
+                    raise ProtocolViolation(f"{name} sent an impossible list of rounds.", peer_id=peer_id)
+                continue
             received += chunk.part
             if len(received) > max_bytes:
                 raise ProtocolViolation(f"{name} sent more than the {max_bytes} bytes of its state.", peer_id=peer_id)
@@ -179,4 +196,4 @@ async def fetch_state(p2p: P2P, peer_id: PeerId, *, fingerprint: str, stage: int
     digest = await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
     if len(data) != chunk.end.num_bytes or digest != chunk.end.sha256:
         raise ProtocolViolation(f"{name} sent a state whose digest does not match.", peer_id=peer_id)
-    return data
+    return FetchedState(data, lineage)

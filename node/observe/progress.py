@@ -133,7 +133,7 @@ class LiveProgress:
             left = human_seconds(status.seconds_left) if status.HasField("seconds_left") else "–"
             rows.add_row("", Text(f"{done}, {left} left"))
         loss = f"{status.loss:.3f}" if status.HasField("loss") else "–"
-        rows.add_row("loss", Text.assemble((loss, "bold"), "  ", (sparkline(_smoothed(self._losses)), "cyan")))
+        rows.add_row("loss", Text.assemble((loss, "bold"), "  ", (sparkline(smoothed(self._losses)), "cyan")))
         if status.HasField("held_out_loss"):
             rows.add_row("held-out", Text(f"{status.held_out_loss:.3f}"))
         share = 100 * status.tokens_towards_next / status.target_batch_tokens if status.target_batch_tokens else 0
@@ -146,7 +146,8 @@ class LiveProgress:
         return Group(Text(f"potluck · {status.state}", style="bold"), rows, *news)
 
 
-def _smoothed(losses: deque[float]) -> list[float]:
+def smoothed(losses: deque[float]) -> list[float]:
+    """Return the exponential moving average of the losses."""
     smooth: list[float] = []
     for loss in losses:
         smooth.append(loss if not smooth else 0.8 * smooth[-1] + 0.2 * loss)

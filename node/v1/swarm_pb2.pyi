@@ -89,14 +89,22 @@ class StateRequest(_message.Message):
     def __init__(self, fingerprint: _Optional[str] = ..., stage: _Optional[int] = ...) -> None: ...
 
 class StateChunk(_message.Message):
-    __slots__ = ("part", "end", "try_later")
+    __slots__ = ("part", "end", "try_later", "header")
     PART_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     TRY_LATER_FIELD_NUMBER: _ClassVar[int]
+    HEADER_FIELD_NUMBER: _ClassVar[int]
     part: bytes
     end: StateEnd
     try_later: str
-    def __init__(self, part: _Optional[bytes] = ..., end: _Optional[_Union[StateEnd, _Mapping]] = ..., try_later: _Optional[str] = ...) -> None: ...
+    header: StateHeader
+    def __init__(self, part: _Optional[bytes] = ..., end: _Optional[_Union[StateEnd, _Mapping]] = ..., try_later: _Optional[str] = ..., header: _Optional[_Union[StateHeader, _Mapping]] = ...) -> None: ...
+
+class StateHeader(_message.Message):
+    __slots__ = ("lineage",)
+    LINEAGE_FIELD_NUMBER: _ClassVar[int]
+    lineage: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, lineage: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StateEnd(_message.Message):
     __slots__ = ("num_bytes", "sha256")

@@ -1,0 +1,154 @@
+"""What this node knows of itself and the swarm, gathered from events, for `status`, the terminal and checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+
+from node.config.recipe import Recipe
+from node.core.events import AdapterSynced, Evaluated, Event, RoundFinished, Stepped
+from node.core.progress import totals
+from node.core.types import Progress, RoundResult, RoundStatus, SwarmView
+from node.v1 import control_pb2
+
+_SHOWN_ROUNDS = 20
+_STEP_TIMES = 12
+
+
+class Board:
+    """Counts what events tell; asks nobody."""
+
+    def __init__(self, *, name: str, home: Path) -> None:
+        self._name = name
+        self._home = home
+        self._started_at = time.monotonic()
+        self._rounds: deque[RoundResult] = deque(maxlen=_SHOWN_ROUNDS)
+        self._step_at: deque[float] = deque(maxlen=_STEP_TIMES)
+        self._first_held_out: float | None = None
+        self._held_out: float | None = None
+        self.tokens_given = 0
+        self.rounds_committed = 0
+        self.rounds_dropped = 0
+        self.bytes_sent = 0
+        self.contributors: set[str] = set()
+
+    def __call__(self, event: Event) -> None:
+        """Take in an event."""
+        match event:
+            case RoundFinished(result):
+                self._rounds.append(result)
+                self.bytes_sent += result.bytes_sent
+                if result.status is RoundStatus.DROPPED:
+                    self.rounds_dropped += 1
+                else:
+                    self.rounds_committed += 1
+                    self.contributors.update(result.members)
+            case Stepped():
+                self._step_at.append(time.monotonic())
+            case AdapterSynced():
+                self._step_at.clear()
+            case Evaluated(_, loss, _):
+                self._first_held_out = loss if self._first_held_out is None else self._first_held_out
+                self._held_out = loss
+
+    def counters(self) -> dict[str, int]:
+        """Return what a checkpoint keeps of it."""
+        return {
+            "tokens_given": self.tokens_given,
+            "rounds_committed": self.rounds_committed,
+            "rounds_dropped": self.rounds_dropped,
+            "bytes_sent": self.bytes_sent,
+            "contributors": max(1, len(self.contributors)),
+        }
+
+    def restore(self, counters: dict[str, int]) -> None:
+        """Go on counting from a checkpoint."""
+        self.tokens_given = counters.get("tokens_given", 0)
+        self.rounds_committed = counters.get("rounds_committed", 0)
+        self.rounds_dropped = counters.get("rounds_dropped", 0)
+        self.bytes_sent = counters.get("bytes_sent", 0)
+
+    def seconds_left(self, version: int, max_steps: int) -> float | None:
+        """Return the time that the rest of the run takes at the latest steps' pace, or None before it is known."""
+        if len(self._step_at) < 2:  # noqa: PLR2004
+            return None
+        pace = (self._step_at[-1] - self._step_at[0]) / (len(self._step_at) - 1)
+        return max(0.0, pace * (max_steps - version) - (time.monotonic() - self._step_at[-1]))
+
+    def status(  # noqa: PLR0913
+        self,
+        *,
+        state: str,
+        view: SwarmView,
+        mine: Progress | None,
+        recipe: Recipe | None,
+        fingerprint: str,
+        addresses: tuple[str, ...],
+        tokens_seen: int,
+        towards_next: int,
+    ) -> control_pb2.GetStatusResponse:
+        """Return the swarm as this node sees it."""
+        swarm = totals(view)
+        answer = control_pb2.GetStatusResponse(
+            peer_id=view.me,
+            name=self._name,
+            state=state,
+            addresses=addresses,
+            fingerprint=fingerprint,
+            home=str(self._home),
+            tokens_per_s=swarm.tokens_per_s,
+            tokens_towards_next=towards_next,
+            uptime_s=time.monotonic() - self._started_at,
+            given=control_pb2.Given(
+                tokens_seen=tokens_seen,
+                tokens_committed=self.tokens_given,
+                rounds_committed=self.rounds_committed,
+                rounds_dropped=self.rounds_dropped,
+                bytes_sent=self.bytes_sent,
+            ),
+        )
+        if recipe is not None:
+            answer.base_model = recipe.base_model
+            answer.run_name = recipe.potluck.name or ""
+            answer.max_steps = recipe.max_steps or 0
+            answer.target_batch_tokens = recipe.potluck.averaging.target_batch_tokens
+        if mine is not None:
+            answer.version, answer.adapter_hash = mine.version, mine.adapter_hash
+            left = self.seconds_left(mine.version, answer.max_steps)
+            if left is not None:
+                answer.seconds_left = left
+        if swarm.loss is not None:
+            answer.loss = swarm.loss
+        if self._held_out is not None and self._first_held_out is not None:
+            answer.held_out_loss, answer.held_out_loss_before = self._held_out, self._first_held_out
+        _add_peers(answer, view)
+        for result in self._rounds:
+            answer.rounds.add(
+                version=result.version,
+                status=result.status.value,
+                members=len(result.members),
+                tokens=result.tokens,
+                seconds=result.seconds,
+                bytes_sent=result.bytes_sent,
+                reason=result.reason,
+            )
+        return answer
+
+
+def _add_peers(answer: control_pb2.GetStatusResponse, view: SwarmView) -> None:
+    for peer in view.peers:
+        entry = answer.peers.add(
+            peer_id=peer.peer_id,
+            name=peer.name,
+            state=peer.state.value,
+            is_me=peer.peer_id == view.me,
+            tokens_given=peer.tokens_given,
+            addresses=peer.addresses,
+        )
+        if peer.loss is not None:
+            entry.loss = peer.loss
+        if peer.progress:
+            entry.version = peer.progress[0].version
+            entry.adapter_hash = peer.progress[0].adapter_hash
+            entry.tokens_per_s = peer.progress[0].tokens_per_s

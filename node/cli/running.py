@@ -1,0 +1,195 @@
+"""Run a node in the foreground: its output, its signals, its last words. Shared by `start`, `join` and `demo`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from node.cli.common import home_option, is_terminal
+
+F = TypeVar("F", bound=Callable[..., Any])
+_EXIT_INTERRUPTED = 130
+
+_OPTIONS = (
+    click.option(
+        "--data",
+        "data",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        help="This node's own data: jsonl, json, csv, parquet, text, or a folder of them. May be given several "
+        "times. It never leaves this machine.",
+    ),
+    home_option,
+    click.option(
+        "--listen",
+        multiple=True,
+        metavar="MULTIADDR",
+        help="Listen here, such as /ip4/0.0.0.0/tcp/4040. Default: all interfaces, port 4040 or a free one.",
+    ),
+    click.option(
+        "--announce", multiple=True, metavar="MULTIADDR", help="Tell others to dial this instead (behind a router)."
+    ),
+    click.option("--base-model", help="Where the base model is on this machine: a folder, a .gguf file or a hub name."),
+    click.option("--device", help="auto, cpu, cuda or cuda:N."),
+    click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads to train with."),
+    click.option("--name", help="This node's name on the others' screens."),
+    click.option("--fresh", is_flag=True, help="Begin the run anew; what there was is moved aside, not deleted."),
+    click.option(
+        "--log",
+        "log_format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help="json prints every event as one line of JSON.",
+    ),
+    click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
+)
+
+
+def node_options(function: F) -> F:
+    """Add the options that founding and joining share."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def run_node(
+    *,
+    recipe: Any,
+    address: str | None,
+    data: Sequence[Path],
+    home: Path,
+    base_model: str | None,
+    fresh: bool,
+    log_format: str,
+    quiet: bool,
+    resume_command: str,
+    **machine: Any,
+) -> None:
+    """Run a node until it is finished or stopped, then end the process.
+
+    Args:
+        recipe: The resolved recipe, or None.
+        address: The address to join, or None to found.
+        data: The owner's files.
+        home: The node's home.
+        base_model: Where the base model is on this machine.
+        fresh: Begin the run anew.
+        log_format: `text` or `json`.
+        quiet: Print errors only.
+        resume_command: What the person types to go on later.
+        machine: Fields of the machine's settings from the command line.
+    """
+    from node.cli.common import model_cache
+    from node.config.local import load_local
+    from node.enlist import Request
+    from node.host.home import Home
+
+    settings = load_local(None, **machine)
+    place = Home(home)
+    place.acquire()
+    try:
+        request = Request(
+            recipe=recipe,
+            address=address,
+            data=tuple(data),
+            base_model=base_model,
+            fresh=fresh,
+            model_cache=model_cache(),
+        )
+        code = asyncio.run(_live(place, settings, request, log_format, quiet=quiet, resume_command=resume_command))
+    finally:
+        place.release()
+    sys.stdout.flush()
+    # worker threads of torch or of an abandoned load must not hold up the end
+    os._exit(code)
+
+
+async def _live(place: Any, settings: Any, request: Any, log_format: str, *, quiet: bool, resume_command: str) -> int:
+    from rich.console import Console
+
+    from node.control.server import ControlServer
+    from node.core.events import EventBus
+    from node.daemon import Daemon
+    from node.observe.log import file_sink, stdout_sink
+    from node.observe.progress import LiveProgress, PlainProgress
+
+    events = EventBus()
+    events.subscribe(file_sink(place.log_path))
+    is_json = log_format == "json"
+    console = Console()
+
+    def say(line: str) -> None:
+        if not (is_json or quiet):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    daemon = Daemon(home=place, settings=settings, request=request, events=events, say=say)
+    _leave_on_signals(daemon.request_stop, say)
+    events.subscribe(_Introduction(daemon.status, say))
+    if is_json:
+        events.subscribe(stdout_sink)
+    control = ControlServer(place.path, daemon)
+    await control.start()
+    try:
+        if is_terminal() and not is_json and not quiet:
+            with LiveProgress(daemon.status, console) as panel:
+                events.subscribe(panel)
+                finished = await daemon.run()
+        else:
+            if not is_json and not quiet:
+                events.subscribe(PlainProgress(daemon.status, say))
+            finished = await daemon.run()
+    finally:
+        await control.close()
+    version = daemon.status().version
+    if finished:
+        say(f"Finished: step {version} is saved under {place.path}.")
+        say(f"Get the adapter:  potluck export peft --home {place.path} --output adapter")
+    else:
+        say(f"Stopped: step {version} is saved under {place.path}.")
+        say(f"Go on later with:  {resume_command}")
+    return 0
+
+
+class _Introduction:
+    """Says who this node is and how to invite others, once it listens."""
+
+    def __init__(self, status: Callable[[], Any], say: Callable[[str], None]) -> None:
+        self._status = status
+        self._say = say
+
+    def __call__(self, event: Any) -> None:
+        from node.core.events import Listening
+
+        if not isinstance(event, Listening):
+            return
+        status = self._status()
+        run = f"{status.run_name}: " if status.run_name else ""
+        self._say(f"This node is {status.name} ({event.peer_id}).")
+        self._say(f"It trains {run}{status.base_model}, {status.max_steps} steps, run {status.fingerprint[:12]}.")
+        self._say("Bring in another machine with:\n")
+        self._say(f"potluck join {event.addresses[0]}\n")
+
+
+def _leave_on_signals(request_stop: Callable[[], None], say: Callable[[str], None]) -> None:
+    """The first Ctrl-C or SIGTERM leaves cleanly; the second quits at once."""
+    asked = False
+
+    def on_signal() -> None:
+        nonlocal asked
+        if asked:
+            os._exit(_EXIT_INTERRUPTED)
+        asked = True
+        say("Saving and leaving; once more to quit at once.")
+        request_stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)

@@ -1,0 +1,1 @@
+"""The demonstration: two real nodes on this machine, driven and watched from outside like any others."""
