@@ -92,8 +92,8 @@ def prepare(recipe: Recipe, tokenizer: Tokenizer, paths: Sequence[str | Path] = 
     specs = tuple(DatasetSpec(path=str(path)) for path in paths) or recipe.datasets
     if not specs:
         raise DataError("there is no data to train on", hint="add --data FILE, or `datasets:` to the recipe")
-    renderer = ChatRenderer(tokenizer, recipe.chat_template)
-    encoder = Encoder(tokenizer, recipe.sequence_len, train_on_inputs=recipe.train_on_inputs)
+    renderer = ChatRenderer(tokenizer, recipe.chat_template, train_on_inputs=recipe.train_on_inputs)
+    encoder = Encoder(tokenizer, recipe.sequence_len)
     intake = _Intake(recipe.potluck.on_bad_row)
     has_chats = False
     for spec in specs:
@@ -157,18 +157,20 @@ def _batches(examples: Iterable[tuple[Row, Text | Rendered]]) -> Iterator[list[t
 
 
 def _encode(batch: Sequence[tuple[Row, Text | Rendered]], encoder: Encoder, recipe: Recipe, intake: _Intake) -> None:
-    texts = [(row, example.text) for row, example in batch if isinstance(example, Text)]
-    chats = [(row, example) for row, example in batch if isinstance(example, Rendered)]
-    if texts:
-        for (row, _), pieces in zip(texts, encoder.texts([text for _, text in texts]), strict=True):
-            for number, piece in enumerate(pieces):
+    """Tokenise a batch, texts and conversations each in one call, and keep the documents in the rows' order."""
+    texts = [example.text for _, example in batch if isinstance(example, Text)]
+    chats = [example for _, example in batch if isinstance(example, Rendered)]
+    pieces_of_texts = encoder.texts(texts) if texts else iter(())
+    documents_of_chats = encoder.chats(chats) if chats else iter(())
+    for row, example in batch:
+        if isinstance(example, Text):
+            for number, piece in enumerate(next(pieces_of_texts)):
                 key = content_key(row.value, recipe.seed, number if row.is_plain_text else 0)
                 intake.documents.append((key, piece))
-    if chats:
-        for (row, _), document in zip(chats, encoder.chats([chat for _, chat in chats]), strict=True):
-            fitted = _fit(document, recipe, row.where, intake)
-            if fitted is not None:
-                intake.documents.append((content_key(row.value, recipe.seed), fitted))
+        else:
+            document = _fit(next(documents_of_chats), recipe, row.where, intake)
+            if document is not None:
+                intake.documents.append((content_key(row.value, recipe.seed), document))
 
 
 def _fit(document: Document, recipe: Recipe, where: str, intake: _Intake) -> Document | None:

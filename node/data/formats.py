@@ -15,7 +15,7 @@ from node.config.sections import DatasetSpec, DatasetType
 
 MAX_CHARACTERS = 8 << 20
 """Upper bound on one turn: a longer one is a file in the wrong column."""
-MAX_TURNS = 10_000
+MAX_TURNS = 1000
 
 _ROLES: Mapping[str, str] = {
     "system": "system",

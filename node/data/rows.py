@@ -106,7 +106,7 @@ def _read_jsonl(file: Path) -> Rows:
 
 def _json_row(where: str, line: bytes) -> Row | BadRow:
     try:
-        value = json.loads(line)
+        value = json.loads(line.rstrip())
     except json.JSONDecodeError as error:
         return BadRow(where, f"expected one JSON object, but {error.msg} at column {error.colno}")
     except UnicodeDecodeError:
@@ -172,7 +172,7 @@ def _read_csv(file: Path) -> Rows:
         line = 1
         try:
             header = next(reader, [])
-            if len(set(header)) != len(header) or not all(header):
+            if not header or len(set(header)) != len(header) or not all(header):
                 raise DataError(f"{file}:1: expected a line of column names, each once, found {header[:8]}")
             line = reader.line_num + 1
             for cells in reader:

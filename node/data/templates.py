@@ -6,7 +6,6 @@ that the ids are exactly those of the whole conversation. Templates come from th
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,8 @@ from node.data.formats import Chat, Message, RowError
 Span = tuple[int, int]
 
 _STAND_IN = "POTLUCKSTANDIN"
-_A_DAY = dt.date(2024, 7, 26)  # the one that Llama 3.1's own template falls back to
+_A_DAY = "26 Jul 2024"  # the one that Llama 3.1's own template falls back to
+_ONE_DAY = "{% macro strftime_now(format) %}" + _A_DAY + "{% endmacro %}{{ '' }}"
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -68,20 +68,30 @@ class Rendered:
 class ChatRenderer:
     """Renders conversations with one template."""
 
-    def __init__(self, tokenizer: Tokenizer, template: str) -> None:
-        """Choose the template: `chatml`, or `tokenizer_default` for the model's own or else a plain one."""
+    def __init__(self, tokenizer: Tokenizer, template: str, *, train_on_inputs: bool = False) -> None:
+        """Choose the template.
+
+        Args:
+            tokenizer: The base model's.
+            template: `chatml`, or `tokenizer_default` for the model's own or else a plain one.
+            train_on_inputs: Take the whole conversation for the answer.
+        """
         self._tokenizer = tokenizer
+        self._train_on_inputs = train_on_inputs
         special = sorted(map(str, tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)) or "(?!)")
         self._render: Callable[[Sequence[Message], bool], str] = self._by_model
-        self._options: dict[str, Any] = {}
+        self._template: str | None = None
         self.note = ""
         """What a person should know about the choice; empty when it is the model's own template."""
         if template == "chatml":
-            self._options["chat_template"] = CHATML
+            self._template = CHATML
         elif not tokenizer.chat_template:
             self._render = _plain
             self.note = "the model has no chat template: conversations are written as `### User:` and `### Assistant:`"
+        elif isinstance(tokenizer.chat_template, str) and "strftime_now" in tokenizer.chat_template:
+            # Templates that write today's date would make other documents tomorrow.
+            self._template = _ONE_DAY + tokenizer.chat_template
 
     def render(self, chat: Chat) -> Rendered:
         """Return the text of the conversation and where its answers are.
@@ -92,7 +102,10 @@ class ChatRenderer:
         """
         messages = chat.messages
         full = self._render(messages, False)
-        spans = [self._span(messages, i, full) for i, message in enumerate(messages) if message.role == "assistant"]
+        if self._train_on_inputs:
+            spans = [(0, len(full.rstrip()))]
+        else:
+            spans = [self._span(messages, i, full) for i, message in enumerate(messages) if message.role == "assistant"]
         tail = full[spans[-1][0] : spans[-1][1]]
         needs_eos = not any(match.end() == len(tail) for match in self._special.finditer(tail))
         return Rendered(full if not needs_eos else full[: spans[-1][1]], tuple(spans), needs_eos)
@@ -131,14 +144,12 @@ class ChatRenderer:
     def _by_model(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         conversation = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            # Templates that write today's date would make other documents tomorrow.
             text = self._tokenizer.apply_chat_template(
                 conversation,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
-                date_string=_A_DAY.strftime("%d %b %Y"),
-                strftime_now=_A_DAY.strftime,
-                **self._options,
+                date_string=_A_DAY,
+                chat_template=self._template,
             )
         except Exception as error:  # a template is the model's program and may raise anything
             reason = " ".join(str(error).split())[:200]
@@ -157,10 +168,18 @@ def _plain(messages: Sequence[Message], add_generation_prompt: bool) -> str:
 class Encoder:
     """Turns texts and rendered conversations into documents, a batch at a time."""
 
-    def __init__(self, tokenizer: Tokenizer, sequence_len: int, *, train_on_inputs: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, sequence_len: int) -> None:
+        """Learn the tokenizer's habits.
+
+        Args:
+            tokenizer: The base model's.
+            sequence_len: Most tokens of a piece of text.
+
+        Raises:
+            DataError: The tokenizer has no end-of-text token.
+        """
         self._tokenizer = tokenizer
         self._sequence_len = sequence_len
-        self._train_on_inputs = train_on_inputs
         if tokenizer.eos_token_id is None:
             raise DataError("the model's tokenizer has no end-of-text token, so nothing would teach the model to stop")
         self._eos = tokenizer.eos_token_id
@@ -182,14 +201,11 @@ class Encoder:
             yield pieces
 
     def chats(self, chats: Sequence[Rendered]) -> Iterator[Document]:
-        """Yield one document for each conversation, of any length.
-
-        Labels are on the answers only, or on everything with `train_on_inputs`.
-        """
+        """Yield one document for each conversation, of any length, with labels on the answers only."""
         encoded = self._tokenizer([chat.text for chat in chats], add_special_tokens=False, return_offsets_mapping=True)
         for chat, ids, offsets in zip(chats, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             tokens = array("i", ids)
-            labels = array("i", tokens) if self._train_on_inputs else self._answers_only(chat, tokens, offsets)
+            labels = self._answers_only(chat, tokens, offsets)
             if chat.needs_eos:
                 tokens.append(self._eos)
                 labels.append(self._eos)

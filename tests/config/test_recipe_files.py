@@ -59,7 +59,9 @@ def test_qwen3_chat_recipe_loads_with_its_plugins_and_kernels():
     assert spec.message_property_mappings
     assert spec.message_property_mappings.content == "value"
     kernels = [note for note in loaded.notes if "lora_mlp_kernel" in note]
-    assert len(kernels) == 1 and "plugins" in kernels[0] and "lora_qkv_kernel" in kernels[0], "one note for the group"
+    assert len(kernels) == 1, "one note for the group"
+    assert "plugins" in kernels[0]
+    assert "lora_qkv_kernel" in kernels[0]
 
 
 @pytest.mark.parametrize(
