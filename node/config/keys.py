@@ -274,15 +274,16 @@ DATASET_TYPES: MappingProxyType[str, str] = MappingProxyType(
 )
 """`datasets[].type` in Axolotl's words and in ours."""
 
-DATASET_NOTED = frozenset(
-    _each(
-        "ds_type shards shards_idx preprocess_shards train_on_eos train_on_eot chat_template conversation skip "
-        "drop_system_message roles roles_to_train message_field_training message_field_training_detail "
-        "split_thinking field_thinking field_tools logprobs_field temperature",
-        None,
-    )
+_ANSWERS = "the assistant's answers and their ends are learnt, nothing else"
+_WHOLE = "the whole data set is read, rows of any kind by their file's ending"
+
+DATASET_NOTED: MappingProxyType[str, str] = MappingProxyType(
+    _each("train_on_eos train_on_eot roles_to_train message_field_training message_field_training_detail", _ANSWERS)
+    | _each("ds_type shards shards_idx preprocess_shards", _WHOLE)
+    | _each("chat_template conversation drop_system_message split_thinking", "the recipe's chat_template decides")
+    | _each("roles field_thinking field_tools field_system logprobs_field temperature skip", "it has no meaning here")
 )
-"""Keys of one data set that are accepted and have no effect."""
+"""Keys of one data set that are accepted and have no effect, with the one line that says so."""
 
 DATASET_REFUSED: MappingProxyType[str, Refusal] = MappingProxyType(
     {

@@ -196,11 +196,9 @@ def _translate_datasets(draft: _Draft) -> None:
             key = ("datasets", index, name)
             if refusal := keys.DATASET_REFUSED.get(name):
                 _refuse(draft, key, f"datasets[{index}].{name}", spec.pop(name), refusal)
-            elif name in keys.DATASET_NOTED:
+            elif text := keys.DATASET_NOTED.get(name):
                 del spec[name]
-                draft.note(
-                    f"datasets[{index}].{name}", "answers of the assistant are trained on, as the template writes them"
-                )
+                draft.note(f"datasets[{index}].{name}", text)
         _check_names(draft, spec, ("datasets", index), DatasetSpec)
         if "type" in spec:
             _translate_type(draft, spec, index)

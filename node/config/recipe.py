@@ -237,9 +237,11 @@ class Recipe(Section):
                     hint=f"own to a machine are: {', '.join(sorted(LOCAL_KEYS))}",
                 )
             *parents, leaf = name.split(".")
-            branch = tree
+            branch: Any = tree
             for parent in parents:
-                branch = branch[parent]
+                branch = branch.get(parent) if isinstance(branch, dict) else None
+            if not isinstance(branch, dict):
+                raise ConfigError(f"'{name}': there is no such key", hint="give the whole list or mapping")
             branch[leaf] = value
         try:
             return type(self).model_validate(tree)

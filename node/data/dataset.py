@@ -22,6 +22,8 @@ from node.data.rows import BadRow, Row, Rows, find_files, read_rows
 from node.data.split import content_key, held_out_keys
 from node.data.templates import ChatRenderer, Encoder, Rendered, Tokenizer, cut
 
+_BUILDERS = frozenset({"json", "csv", "parquet", "text"})
+
 BATCH_ROWS = 256
 """Rows that are tokenised at once: enough to keep the tokenizer's threads busy."""
 
@@ -132,17 +134,23 @@ def _examples(spec: DatasetSpec, renderer: ChatRenderer, intake: _Intake) -> Ite
 
 def _rows(spec: DatasetSpec) -> Rows:
     path = Path(spec.path).expanduser()
-    if not path.exists():
-        # `a/b` may be a hub name; a name with an ending, a leading dot or slash is a file that is missing.
-        if path.suffix or spec.path.startswith((".", "/", "~")):
-            find_files(path)
-        yield from hub.read_hub(spec)
-    elif path.is_dir() and hub.is_saved_folder(path):
+    if path.is_dir() and hub.is_saved_folder(path):
         yield from hub.read_saved(path, spec.split)
-    else:
-        for file in [path / name for name in spec.data_files] or find_files(path):
-            for found in find_files(file):
-                yield from read_rows(found)
+        return
+    if not path.exists() and spec.path in _BUILDERS and spec.data_files:
+        path = Path()  # Axolotl's `path: json` with `data_files`: the ending says the kind already
+    # `a/b` may be a hub name; a name with an ending, a leading dot or slash is a file that is missing.
+    if not path.exists() and not path.suffix and not spec.path.startswith((".", "/", "~")):
+        yield from hub.read_hub(spec)
+        return
+    if spec.split != "train":
+        raise DataError(
+            f"{spec.path}: 'split: {spec.split}' is for hub data sets, and this is a local path",
+            hint="name the file of that split, or cut the file",
+        )
+    for named in [path / name for name in spec.data_files] or [path]:
+        for file in find_files(named):
+            yield from read_rows(file)
 
 
 def _batches(examples: Iterable[tuple[Row, Text | Rendered]]) -> Iterator[list[tuple[Row, Text | Rendered]]]:

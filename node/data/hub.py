@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ def read_hub(spec: DatasetSpec) -> Rows:
     Raises:
         DataError: It cannot be had.
     """
-    logging.getLogger("datasets").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
     try:
         data = datasets.load_dataset(
             spec.path,

@@ -23,6 +23,9 @@ MAX_ROW_BYTES = 16 << 20
 MAX_JSON_BYTES = 2 << 30
 MAX_FILES = 100_000
 
+_PROSE = frozenset({".txt", ".md"})
+_ABOUT = frozenset({"readme.md", "readme.txt", "license.md", "license.txt", "licence.txt", "dataset_infos.json"})
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -65,6 +68,9 @@ def find_files(path: Path) -> list[Path]:
         is_hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
         if file.suffix.lower() in READERS and not is_hidden and file.is_file():
             files.append(file)
+    if any(file.suffix.lower() not in _PROSE for file in files):
+        # Beside tables these describe the data and are none.
+        files = [file for file in files if file.name.lower() not in _ABOUT]
     if not files or len(files) > MAX_FILES:
         raise DataError(f"{path}: {len(files)} files of the kinds {_known()} in this folder; expected 1 to {MAX_FILES}")
     return files

@@ -41,6 +41,10 @@ class Tokenizer(Protocol):
         """Id of begin-of-text."""
 
     @property
+    def is_fast(self) -> bool:
+        """Whether it can give the place of each token in the text."""
+
+    @property
     def added_tokens_decoder(self) -> Mapping[int, Any]:
         """Tokens beside the ordinary vocabulary, id to token; `str` of one is its text."""
 
@@ -176,10 +180,15 @@ class Encoder:
             sequence_len: Most tokens of a piece of text.
 
         Raises:
-            DataError: The tokenizer has no end-of-text token.
+            DataError: The tokenizer has no end-of-text token, or gives no offsets.
         """
         self._tokenizer = tokenizer
         self._sequence_len = sequence_len
+        if not tokenizer.is_fast:
+            raise DataError(
+                "the model's tokenizer does not say where in the text a token stands",
+                hint="the model's folder needs a tokenizer.json; a newer release of the model has one",
+            )
         if tokenizer.eos_token_id is None:
             raise DataError("the model's tokenizer has no end-of-text token, so nothing would teach the model to stop")
         self._eos = tokenizer.eos_token_id
@@ -190,7 +199,7 @@ class Encoder:
     def texts(self, texts: Sequence[str]) -> Iterator[list[Document]]:
         """Yield the pieces of each text, at most `sequence_len` tokens long, end-of-text after the last."""
         room = self._sequence_len - len(self._bos)
-        for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
+        for ids in self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]:
             tokens = array("i", ids)
             tokens.append(self._eos)
             pieces = []
@@ -202,7 +211,9 @@ class Encoder:
 
     def chats(self, chats: Sequence[Rendered]) -> Iterator[Document]:
         """Yield one document for each conversation, of any length, with labels on the answers only."""
-        encoded = self._tokenizer([chat.text for chat in chats], add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self._tokenizer(
+            [chat.text for chat in chats], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
         for chat, ids, offsets in zip(chats, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             tokens = array("i", ids)
             labels = self._answers_only(chat, tokens, offsets)

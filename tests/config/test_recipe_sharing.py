@@ -96,6 +96,8 @@ def test_joiner_may_change_its_own_keys_and_no_others():
     assert mine.fingerprint("aa") == Recipe.from_shared_json(shared).fingerprint("aa")
     with pytest.raises(ConfigError, match="'lora_r' cannot be changed on this machine alone"):
         Recipe.from_shared_json(shared, {"lora_r": 4})
+    with pytest.raises(ConfigError, match=r"'datasets.0.path': there is no such key"):
+        Recipe.from_shared_json(shared, {"datasets.0.path": "x"})
     with pytest.raises(ConfigError, match="micro_batch_size"):
         Recipe.from_shared_json(shared, {"micro_batch_size": 0})
 

@@ -56,6 +56,16 @@ def test_answers_and_their_ends_are_learnt_and_nothing_else(byte_tokenizer, temp
         assert list(document.input_ids) == tokenizer.apply_chat_template(conversation, **options)
 
 
+def test_thoughts_that_the_template_leaves_out_are_not_looked_for(byte_tokenizer):
+    thoughtful = [
+        Message(m.role, f"<think>hm</think>\n{m.content}") if m.role == "assistant" else m for m in TWO_TURNS.messages
+    ]
+
+    _, runs = learnt(byte_tokenizer(templates.THINKING), Chat(tuple(thoughtful)))
+
+    assert runs == ["Ho.<|im_end|>", "<think>hm</think>\nÉh!<|im_end|>"]
+
+
 def test_no_template_is_written_plainly_and_said_so(byte_tokenizer):
     tokenizer = byte_tokenizer(None)
     renderer = ChatRenderer(tokenizer, "tokenizer_default")

@@ -154,6 +154,22 @@ def test_recipe_s_datasets_are_read_with_their_columns(tmp_path, tokenizer):
     assert tokenizer.decode(data.train[0].input_ids) == "hello</s>"
 
 
+def test_axolotl_s_way_to_name_a_json_file_is_read(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "a.jsonl", [{"text": "hello"}])
+
+    data = prepare(a_recipe(datasets=[{"path": "json", "data_files": "a.jsonl"}]), tokenizer)
+
+    assert len(data.train) == 1
+
+
+def test_split_of_a_local_file_is_refused_rather_than_passed_over(tmp_path, tokenizer):
+    path = write_rows(tmp_path / "a.jsonl", CHATS)
+
+    with pytest.raises(DataError, match=r"'split: train\[:10%\]' is for hub data sets"):
+        prepare(a_recipe(datasets=[{"path": str(path), "split": "train[:10%]"}]), tokenizer)
+
+
 def test_folder_written_by_datasets_is_read(tmp_path, tokenizer):
     rows = datasets.Dataset.from_list([{"text": "one"}, {"text": "two"}])
     datasets.DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "saved"))

@@ -151,6 +151,15 @@ def test_folder_gives_its_readable_files_in_order_and_no_hidden_ones(tmp_path):
     assert found == ["a.jsonl", "b/1.md", "b/2.txt"]
 
 
+def test_readme_beside_tables_is_not_data_but_among_texts_it_is(tmp_path):
+    write(tmp_path / "README.md", "x")
+    write(tmp_path / "a.txt", "x")
+
+    assert [file.name for file in find_files(tmp_path)] == ["README.md", "a.txt"]
+    write(tmp_path / "b.jsonl", "x")
+    assert [file.name for file in find_files(tmp_path)] == ["a.txt", "b.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
