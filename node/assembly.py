@@ -147,7 +147,7 @@ def optimizer_settings(recipe: Recipe) -> AdamWSettings:
     return AdamWSettings(
         beta1=recipe.adam_beta1,
         beta2=recipe.adam_beta2,
-        eps=recipe.adam_epsilon,
+        epsilon=recipe.adam_epsilon,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
     )

@@ -74,6 +74,7 @@ class Daemon:
         self._heartbeat: Heartbeat | None = None
         self._rounds: Rounds | None = None
         self._is_finished = False
+        self._scored_version = -1
         self._background: list[asyncio.Task[None]] = []
 
     # --- the lifecycle ---------------------------------------------------------------------------------------
@@ -246,7 +247,6 @@ class Daemon:
         assert self._rounds is not None
         assert self._enlisted is not None
         max_steps = self._enlisted.recipe.max_steps or 1
-        await self._evaluate_if_due(force=self._board_has_no_score())
         rounds = asyncio.create_task(self._rounds.run(self._nudge), name="rounds")
         try:
             while self._progress().version < max_steps:
@@ -314,18 +314,15 @@ class Daemon:
         assert self._strategy is not None
         return await self._strategy.snapshot(self._board.counters())
 
-    def _board_has_no_score(self) -> bool:
-        return not self._status().HasField("held_out_loss")
-
     async def _evaluate_if_due(self, *, force: bool = False) -> None:
         assert self._trainer is not None
         assert self._strategy is not None
         version = self._strategy.version
         every = self._trainer.eval_every
-        is_due = every is not None and version > 0 and version % every == 0 and version != self._strategy.scored_version
+        is_due = every is not None and version > 0 and version % every == 0 and version != self._scored_version
         if not self._trainer.held_out or not (force or is_due):
             return
-        self._strategy.scored_version = version
+        self._scored_version = version
         result = await score(self._engine, self._trainer.shard, self._trainer.held_out)
         if result is not None:
             self._events.emit(Evaluated(version, result.loss, result.labels))
@@ -352,13 +349,10 @@ class Daemon:
         """
         if self._strategy is None or self._life is not State.TRAINING or stage != 0:
             raise PeerBusy(f"I am {self._life.value}", peer_id=self._identity.peer_id, retry_after_s=2)
-        return await self._strategy.export_state()
+        return await self._strategy.export(), ()
 
     def status(self) -> control_pb2.GetStatusResponse:
         """Return the swarm as this node sees it."""
-        return self._status()
-
-    def _status(self) -> control_pb2.GetStatusResponse:
         view = self._heartbeat.view if self._heartbeat else SwarmView(self._identity.peer_id, ())
         mine = self._progress() if self._strategy else None
         return self._board.status(

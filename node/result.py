@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
+from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from node.config.recipe import Recipe
@@ -82,7 +82,7 @@ def open_result(home: Path, *, data: tuple[Path, ...] = ()) -> Result:
         )
     tensors: dict[str, Tensor] = {}
     for content in checkpoint.adapters.values():
-        loaded = safetensors.torch.load(content)
+        loaded = load_safetensors(content)
         tensors |= {name.removeprefix(_VALUES): t for name, t in loaded.items() if name.startswith(_VALUES)}
     recipe = Recipe.from_shared_json(sealed.seal.recipe)
     paths = [str(path) for path in data] or list(local.data)

@@ -87,6 +87,8 @@ def run_node(
         resume_command: What the person types to go on later.
         machine: Fields of the machine's settings from the command line.
     """
+    # gRPC would print about every child process that is started beside it
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from node.cli.common import model_cache
     from node.config.local import load_local
     from node.enlist import Request

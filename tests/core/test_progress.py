@@ -1,0 +1,70 @@
+"""What every node works out alike from the same view."""
+
+import dataclasses
+
+from node.core.progress import leader, peer_ahead, replicas_of_one_state, tokens_towards_next, totals
+from node.core.types import Peer, PeerId, PeerState, Progress, Shard, SwarmView
+
+
+def progress(version=3, hash="aa", committed=1000, tokens=100, rate=10.0, at_s=50.0):
+    return Progress(0, version, hash, committed, tokens, rate, at_s)
+
+
+def peer(name, state=PeerState.TRAINING, loss=None, **changes):
+    return Peer(PeerId(name), name, (), Shard(0, 1), state, loss, 0, (progress(**changes),), 99.0)
+
+
+def view(*peers, me="b"):
+    return SwarmView(PeerId(me), tuple(sorted(peers, key=lambda p: p.peer_id)))
+
+
+def test_the_leader_is_the_lowest_id_among_those_with_the_same_bits():
+    mine = progress()
+    assert leader(view(peer("a"), peer("b"), peer("c")), mine) == "a"
+    assert leader(view(peer("a", version=2), peer("b"), peer("c")), mine) == "b"
+    assert leader(view(peer("a", hash="bb"), peer("b"), peer("c")), mine) == "b"
+    assert leader(view(peer("a", state=PeerState.LOADING), peer("b")), mine) == "b"
+    assert leader(view(peer("a"), peer("b")), mine, without={"a"}) == "b"
+
+
+def test_this_node_counts_itself_whatever_its_record_says():
+    mine = progress(version=9)
+    assert [p.peer_id for p in replicas_of_one_state(view(peer("a"), peer("b", version=8)), mine)] == ["b"]
+
+
+def test_tokens_of_others_are_counted_on_by_their_rate_but_not_for_ever():
+    swarm = view(peer("a", tokens=200, rate=10.0, at_s=50.0), peer("b"))
+    mine = progress(tokens=30)
+    assert tokens_towards_next(swarm, mine, now_s=50.0) == 230
+    assert tokens_towards_next(swarm, mine, now_s=54.0) == 270
+    assert tokens_towards_next(swarm, mine, now_s=5000.0) == 330
+    assert tokens_towards_next(swarm, mine, now_s=10.0) == 230, "a clock that is behind takes nothing away"
+
+
+def test_the_lineage_with_more_committed_tokens_is_followed():
+    mine = progress()
+    ahead = peer("a", version=2, hash="bb", committed=1001)
+    assert peer_ahead(view(ahead, peer("b")), mine) == ahead
+    assert peer_ahead(view(peer("a", version=9, hash="bb", committed=999), peer("b")), mine) is None
+    assert peer_ahead(view(peer("a"), peer("b")), mine) is None
+    assert peer_ahead(view(dataclasses.replace(ahead, state=PeerState.SYNCING), peer("b")), mine) is None
+
+
+def test_two_halves_that_are_equally_far_agree_on_one_of_them():
+    one, other = progress(hash="0a"), progress(hash="f0")
+    a_sees = peer_ahead(view(peer("a", hash="0a"), peer("b", hash="f0"), me="a"), one)
+    b_sees = peer_ahead(view(peer("a", hash="0a"), peer("b", hash="f0"), me="b"), other)
+    assert (a_sees is None) != (b_sees is None)
+
+
+def test_totals_weigh_losses_by_speed_and_leave_out_who_does_not_train():
+    swarm = totals(
+        view(
+            peer("a", rate=30.0, loss=1.0),
+            peer("b", rate=10.0, loss=3.0),
+            peer("c", rate=99.0, loss=9.0, state=PeerState.PAUSED),
+        )
+    )
+    assert swarm.tokens_per_s == 40.0
+    assert swarm.loss == 1.5
+    assert swarm.num_peers == 3
