@@ -1,0 +1,278 @@
+"""The averaging round's machine: `step(state, event, now_s) -> (state, effects)`, pure.
+
+Two-phase commit with one twist: a member that voted and hears nothing asks the others and, if nobody knows, goes on
+without the round. That may leave a leader that committed alone in a lineage of its own; lineages are told apart by
+the hash of their bits, and the lighter one syncs to the heavier. So a round is never half of anything: for each
+replica it is committed with the same bytes as everywhere, or its sealed sum is still its own.
+
+Anything late, repeated or out of order is ignored unless it tells how a round ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from node.core.round_calls import (
+    lead,
+    receive_answer,
+    receive_call,
+    receive_open,
+    receive_refusal,
+    sealed,
+    try_open,
+    without,
+)
+from node.core.round_ends import Step, applied, apply_failed, commit, commit_late, current, drop, known, to_all
+from node.core.round_exchange import broken, part_in, receive_vote, reduced, span_in
+from node.core.round_messages import (
+    Answer,
+    Ask,
+    Call,
+    Fail,
+    Knowledge,
+    Message,
+    Open,
+    Refusal,
+    Tell,
+    Verdict,
+    Vote,
+)
+from node.core.round_state import (
+    DOUBT_S,
+    SETTLE_S,
+    Applied,
+    ApplyFailed,
+    Broken,
+    Effect,
+    Event,
+    Lead,
+    Lost,
+    PartIn,
+    Phase,
+    Received,
+    Reduced,
+    RoundState,
+    Saw,
+    SealDone,
+    Send,
+    SpanIn,
+    Synced,
+    SyncFailed,
+    SyncStarted,
+    Tick,
+)
+from node.core.types import PeerId
+
+
+def step(state: RoundState, event: Event, now_s: float) -> Step:
+    """Let one thing happen.
+
+    Args:
+        state: As the last step returned it.
+        event: What happened.
+        now_s: Seconds of a clock that never goes back.
+
+    Returns:
+        The new state and what it wants done, in this order. Feed a `Tick` at `wake_at_s(state)` at the latest.
+    """
+    state, effects = _handle(state, event, now_s)
+    if state.phase is Phase.IDLE and state.held is not None:
+        held, state = state.held, replace(state, held=None)
+        if held.until_s > now_s:
+            call = replace(held.call, budget_s=held.until_s - now_s)
+            state, more = receive_call(state, held.caller, call, now_s)
+            effects += more
+    return state, effects
+
+
+def wake_at_s(state: RoundState) -> float | None:
+    """Return when a `Tick` is due, or None if only something else can move this state."""
+    round = state.round
+    if round is None or state.phase in (Phase.IDLE, Phase.APPLYING):
+        return None
+    is_waiting_for_answers = state.phase is Phase.CALLING and state.me in round.weights
+    return min(round.answer_by_s, round.deadline_s) if is_waiting_for_answers else round.deadline_s
+
+
+def _handle(state: RoundState, event: Event, now_s: float) -> Step:
+    match event:
+        case Received(sender, message):
+            return _receive(state, sender, message, now_s)
+        case Lead():
+            return lead(state, event, now_s)
+        case SealDone():
+            return sealed(state, event, now_s)
+        case PartIn():
+            return part_in(state, event)
+        case Reduced():
+            return reduced(state, event)
+        case SpanIn():
+            return span_in(state, event)
+        case Broken():
+            return broken(state, event)
+        case Applied():
+            return applied(state, event)
+        case ApplyFailed():
+            return apply_failed(state, event)
+        case Lost(peer, refused):
+            return _lost(state, peer, now_s, refused=refused)
+        case Tick():
+            return _tick(state, now_s)
+        case Saw(alive):
+            return replace(state, alive=alive | {state.me}), ()
+        case SyncStarted():
+            return replace(state, must_sync=True), ()
+        case SyncFailed():
+            return replace(state, must_sync=False), ()
+        case Synced(standing, base_round):
+            assert state.phase is Phase.IDLE, "a state may only be loaded between rounds"
+            synced = replace(state, standing=standing, base_round=base_round, must_sync=False, doubt=None, held=None)
+            return synced, ()
+
+
+def _receive(state: RoundState, sender: PeerId, message: Message, now_s: float) -> Step:
+    if sender == state.me:
+        return state, ()
+    match message:
+        case Call():
+            return receive_call(state, sender, message, now_s)
+        case Answer():
+            return receive_answer(state, sender, message, now_s)
+        case Refusal():
+            return receive_refusal(state, sender, message, now_s)
+        case Open():
+            return receive_open(state, sender, message)
+        case Fail():
+            return _receive_fail(state, sender, message, now_s)
+        case Vote():
+            return receive_vote(state, sender, message)
+        case Verdict():
+            return _receive_verdict(state, sender, message)
+        case Ask():
+            return _receive_ask(state, sender, message)
+        case Tell():
+            return _receive_tell(state, sender, message, now_s)
+
+
+def _receive_fail(state: RoundState, sender: PeerId, fail: Fail, now_s: float) -> Step:
+    round = current(state, fail.round, Phase.CALLING, Phase.EXCHANGING, Phase.VOTED)
+    if round is None or round.leader != state.me:
+        return state, ()
+    if state.phase is Phase.CALLING:
+        return without(state, sender, now_s, refused=False) if sender in round.weights else (state, ())
+    if sender not in round.members:
+        return state, ()
+    suspects = frozenset() if fail.suspect is None else frozenset({fail.suspect})
+    return drop(state, fail.reason, culprits=(suspects & round.members) - {state.me})
+
+
+def _receive_verdict(state: RoundState, sender: PeerId, verdict: Verdict) -> Step:
+    if verdict.committed:
+        return _learn_commit(state, verdict.round, verdict.digest)
+    round = current(state, verdict.round, Phase.ANSWERED, Phase.EXCHANGING, Phase.VOTED, Phase.DOUBTING)
+    if round is None or sender != round.leader:
+        return state, ()
+    # Before the round opened for this replica, the leader may only have gone on without it: that proves nothing.
+    knowledge = Knowledge.DROPPED if round.shares else None
+    return drop(state, verdict.reason, knowledge=knowledge)
+
+
+def _receive_ask(state: RoundState, sender: PeerId, ask: Ask) -> Step:
+    knowledge, digest = known(state, ask.round)
+    if knowledge is Knowledge.PENDING and state.round is not None:
+        state = replace(state, round=replace(state.round, askers=state.round.askers | {sender}))
+    return state, (Send(sender, Tell(ask.round, knowledge, digest)),)
+
+
+def _receive_tell(state: RoundState, sender: PeerId, tell: Tell, now_s: float) -> Step:
+    if tell.knowledge is Knowledge.COMMITTED:
+        return _learn_commit(state, tell.round, tell.digest)
+    round = current(state, tell.round, Phase.DOUBTING)
+    if round is None or sender not in round.members:
+        return state, ()
+    if tell.knowledge is Knowledge.DROPPED:
+        return drop(state, "the leader was lost, and the round was dropped")
+    return _heard(state, sender, now_s)
+
+
+def _learn_commit(state: RoundState, round: str, digest: str) -> Step:
+    voted = current(state, round, Phase.VOTED, Phase.DOUBTING)
+    if voted is not None:
+        is_mine_to_say = voted.leader == state.me  # a leader's own round ends by its own count alone
+        return (state, ()) if is_mine_to_say or digest != voted.digest else commit(state)
+    late = commit_late(state, round, digest)
+    return (state, ()) if late is None else late
+
+
+def _doubt(state: RoundState, now_s: float, *, lost: Iterable[PeerId] = ()) -> Step:
+    """Ask everybody else how the round ended."""
+    round = state.round
+    assert round is not None
+    others = round.members - {state.me}
+    round = replace(round, deadline_s=now_s + DOUBT_S, unheard=others)
+    effects: tuple[Effect, ...] = to_all(others, Ask(round.id))
+    state = replace(state, phase=Phase.DOUBTING, round=round)
+    for peer in lost:
+        state, more = _heard(state, peer, now_s)
+        effects += more
+    return state, effects
+
+
+def _heard(state: RoundState, peer: PeerId, now_s: float) -> Step:
+    """In doubt: one more does not know, or cannot be asked. When all are through, wait a moment and no longer."""
+    round = state.round
+    assert round is not None
+    unheard = round.unheard - {peer}
+    if unheard == round.unheard:
+        return state, ()
+    deadline_s = round.deadline_s if unheard else min(round.deadline_s, now_s + SETTLE_S)
+    return replace(state, round=replace(round, unheard=unheard, deadline_s=deadline_s)), ()
+
+
+def _lost(state: RoundState, peer: PeerId, now_s: float, *, refused: bool) -> Step:
+    round = state.round
+    if round is None:
+        return state, ()
+    if state.phase is Phase.DOUBTING:
+        return _heard(state, peer, now_s)
+    is_leader = round.leader == state.me
+    if state.phase is Phase.CALLING:
+        return without(state, peer, now_s, refused=refused) if peer in round.called - round.dead else (state, ())
+    if is_leader and state.phase in (Phase.EXCHANGING, Phase.VOTED):
+        if peer not in round.members or peer in round.votes:
+            return state, ()
+        return drop(state, "a member was lost", culprits=frozenset({peer}))
+    if peer != round.leader or is_leader:
+        return state, ()
+    if state.phase is Phase.VOTED:
+        return _doubt(state, now_s, lost=(peer,))
+    if state.phase in (Phase.ANSWERED, Phase.EXCHANGING):
+        return drop(state, "the leader was lost", culprits=frozenset({peer}))
+    return state, ()
+
+
+def _tick(state: RoundState, now_s: float) -> Step:
+    round = state.round
+    if round is None or state.phase is Phase.APPLYING:
+        return state, ()
+    if now_s < round.deadline_s:
+        return try_open(state, now_s) if state.phase is Phase.CALLING else (state, ())
+    if state.phase is Phase.DOUBTING:
+        return drop(state, "the leader is silent and nobody knows the verdict", knowledge=Knowledge.GAVE_UP)
+    if round.leader == state.me:
+        return drop(state, "the round was not finished in time", culprits=_late(state))
+    if state.phase is Phase.VOTED:
+        return _doubt(state, now_s)
+    return drop(state, "the round was not finished in time", culprits=_late(state))
+
+
+def _late(state: RoundState) -> frozenset[PeerId]:
+    """Guess who holds the round up: whose part is missing here; else whose result; else who did not vote."""
+    round = state.round
+    assert round is not None
+    others = round.members - {state.me}
+    for missing in (others - round.parts, others - round.spans.keys(), others - round.votes.keys()):
+        if missing:
+            return missing
+    return frozenset()
