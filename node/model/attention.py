@@ -72,7 +72,7 @@ def packed_attention(
     assert attention_mask is None, "packed attention was given a mask"
     assert dropout == 0.0, "packed attention has no dropout"
     assert sum(document_lengths) == query.shape[2], f"{sum(document_lengths)} tokens in documents of {query.shape[2]}"
-    output = _PackedAttention.apply(
+    output = _PackedAttention.apply(  # type: ignore[no-untyped-call]
         query[0], key[0], value[0], scaling, sliding_window, softcap, tuple(document_lengths)
     )
     return output.transpose(0, 1)[None], None
@@ -109,7 +109,7 @@ class _PackedAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
         scaling, window, softcap, lengths = ctx.settings
         grad_query = torch.empty_like(query, memory_format=torch.contiguous_format)

@@ -39,7 +39,7 @@ class PassOn(nn.Module):
 class Built:
     """A causal language model of transformers that holds some layers, and what its layers share."""
 
-    model: nn.Module
+    model: Any
     layers: LayerRange
     linears: dict[str, LoraLinear]
     """All linear layers of the decoder layers held, by name, in the order of their names."""

@@ -76,14 +76,15 @@ class LoraLinear(nn.Module):
         """Apply the layer to `x` [..., I], which has the compute type."""
         flat = x.reshape(-1, x.shape[-1])
         if self.lora_a is None or self.lora_b is None or not self._step.adapter:
-            y = _FrozenLinear.apply(flat, self.weight, self.bias)
+            y = _frozen_linear(flat, self.weight, self.bias)
         elif self.magnitude is None:
-            y = _LoraLinear.apply(
+            y = _LoraLinear.apply(  # type: ignore[no-untyped-call]
                 flat, self.lora_a, self.lora_b, self.weight, self.bias, self._scaling, self._dropout_of_step()
             )
         else:
             y = self._dora(flat, self.lora_a, self.lora_b, self.magnitude)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        result: Tensor = y.view(*x.shape[:-1], y.shape[-1])
+        return result
 
     def _dropout_of_step(self) -> tuple[float, int] | None:
         """Return the probability and the seed of this layer's mask in this microbatch."""
@@ -98,16 +99,21 @@ class LoraLinear(nn.Module):
         everything but the frozen product.
         """
         with torch.no_grad():
-            updated = self.weight.dense().float().addmm_(b.detach(), a.detach(), alpha=self._scaling)
+            updated = torch.addmm(self.weight.dense().float(), b, a, alpha=self._scaling)
             norms = torch.linalg.vector_norm(updated, dim=1)
         gain = (magnitude / norms).to(x.dtype)
-        frozen = _FrozenLinear.apply(x, self.weight, None)
+        frozen = _frozen_linear(x, self.weight, None)
         dropout = self._dropout_of_step()
         dropped = x if dropout is None else x * _mask(dropout, x)
-        again = frozen if dropout is None else _FrozenLinear.apply(dropped, self.weight, None)
+        again = frozen if dropout is None else _frozen_linear(dropped, self.weight, None)
         update = (dropped @ a.to(x.dtype).t()) @ b.to(x.dtype).t()
-        y = frozen + (gain - 1) * again + (gain * self._scaling) * update
+        y: Tensor = frozen + (gain - 1) * again + (gain * self._scaling) * update
         return y if self.bias is None else y + self.bias
+
+
+def _frozen_linear(x: Tensor, weight: FrozenWeight, bias: Tensor | None) -> Tensor:
+    y: Tensor = _FrozenLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return y
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -119,7 +125,7 @@ class _FrozenLinear(torch.autograd.Function):
         return torch.nn.functional.linear(x, weight.dense(), bias)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None]:
         return (dy @ ctx.weight.dense() if ctx.needs_input_grad[0] else None), None, None
 
 
@@ -146,7 +152,7 @@ class _LoraLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, xa, a, b = ctx.saved_tensors
         mask = None if ctx.dropout is None else _mask(ctx.dropout, x)
         dxa = (dy @ b).mul_(ctx.scaling)

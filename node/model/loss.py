@@ -44,7 +44,7 @@ class SummedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
         """Return the gradient of the rows that the forward has made."""
         (gradient,) = ctx.saved_tensors
         return gradient * grad_output.to(gradient.dtype), None, None, None

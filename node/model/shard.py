@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,9 +62,10 @@ class ModelShard:
         self.device = torch.device(spec.device)
         self.has_ends = spec.ends
         self.lora_spec: LoraSpec = spec.lora
-        self._step = built.step
+        self.step = built.step
+        self.linears = built.linears
         self._lm = built.model
-        self._layers = built.model.model
+        self._layers: Any = built.model.model
         self._embedding = self._layers.embed_tokens
         self._norm = self._layers.norm
         self._layers.norm = nn.Identity()  # `forward` is the decoder layers alone; the norm belongs to the head
@@ -105,7 +107,8 @@ class ModelShard:
         predicted = torch.nonzero(targets != IGNORED_LABEL)[:, 0]
         # Rows without a label cost nothing: on chat data that is often the larger part of the head's work.
         rows = self._norm(hidden.index_select(0, predicted - 1))
-        loss: Tensor = SummedCrossEntropy.apply(rows, self._lm.lm_head.weight, targets[predicted], self._softcap())
+        head = self._lm.lm_head.weight
+        loss: Tensor = SummedCrossEntropy.apply(rows, head, targets[predicted], self._softcap())  # type: ignore[no-untyped-call]
         return loss
 
     def train_microbatch(self, batch: Microbatch, *, dropout_seed: int) -> float:
@@ -114,23 +117,23 @@ class ModelShard:
         The shard must hold the whole model. The same seed gives the same dropout masks.
         """
         input_ids, labels = self._tensors(batch)
-        self._step.adapter, self._step.dropout_seed = True, dropout_seed
+        self.step.adapter, self.step.dropout_seed = True, dropout_seed
         hidden = self.forward(self.embed(input_ids), batch.lengths)
         loss = self.loss_sum(hidden, labels, batch.lengths)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
     def evaluate(self, batch: Microbatch, *, adapter: bool = True) -> float:
         """Return the loss sum in nats without dropout and without touching gradients, with or without the adapter."""
         input_ids, labels = self._tensors(batch)
-        self._step.adapter, self._step.dropout_seed = adapter, None
+        self.step.adapter, self.step.dropout_seed = adapter, None
         with torch.no_grad():
             hidden = self.forward(self.embed(input_ids), batch.lengths)
             return float(self.loss_sum(hidden, labels, batch.lengths))
 
     def logits(self, input_ids: Tensor, lengths: Sequence[int], *, adapter: bool = True) -> Tensor:
         """Return the logits [T, V] of the tokens [T] in documents of these lengths, without a gradient."""
-        self._step.adapter, self._step.dropout_seed = adapter, None
+        self.step.adapter, self.step.dropout_seed = adapter, None
         with torch.no_grad():
             logits: Tensor = self._lm.lm_head(self._norm(self.forward(self.embed(input_ids), lengths)))
         softcap = self._softcap()

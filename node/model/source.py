@@ -12,13 +12,20 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-from huggingface_hub.utils import HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from node.core.errors import UnsupportedModel, WeightsMissing
@@ -26,19 +33,49 @@ from node.model.families import read_config
 from node.model.gguf_folder import convert_gguf
 from node.model.weights import tensor_digests, weight_files
 
+__all__ = ["digest_of", "load_tokenizer", "maths_of", "model_digest", "resolve_base_model", "tensor_digests"]
+
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "merges.txt", "vocab.txt", "*.model"]
 """The only files that are taken from the hub."""
 
-_MATHS = (
-    "model_type num_hidden_layers hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim "
-    "vocab_size tie_word_embeddings hidden_act hidden_activation rms_norm_eps attention_bias mlp_bias "
-    "rope_theta rope_scaling rope_parameters rope_local_base_freq partial_rotary_factor max_position_embeddings "
-    "original_max_position_embeddings layer_types sliding_window sliding_window_pattern use_sliding_window "
-    "max_window_layers no_rope_layers no_rope_layer_interval query_pre_attn_scalar attn_logit_softcapping "
-    "final_logit_softcapping use_bidirectional_attention"
-).split()
+_MATHS = frozenset(
+    {
+        "attention_bias",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "head_dim",
+        "hidden_act",
+        "hidden_activation",
+        "hidden_size",
+        "intermediate_size",
+        "layer_types",
+        "max_position_embeddings",
+        "max_window_layers",
+        "mlp_bias",
+        "model_type",
+        "no_rope_layer_interval",
+        "no_rope_layers",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "original_max_position_embeddings",
+        "partial_rotary_factor",
+        "query_pre_attn_scalar",
+        "rms_norm_eps",
+        "rope_local_base_freq",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "sliding_window",
+        "sliding_window_pattern",
+        "tie_word_embeddings",
+        "use_bidirectional_attention",
+        "use_sliding_window",
+        "vocab_size",
+    }
+)
 """The keys of `config.json` that change what a model of a supported family computes."""
 
 
@@ -112,7 +149,7 @@ def digest_of(maths: dict[str, Any], tensors: dict[str, str]) -> str:
 
 def maths_of(config: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a `config.json` that changes what the model computes."""
-    return {key: config[key] for key in _MATHS if config.get(key) is not None}
+    return {key: value for key, value in config.items() if key in _MATHS and value is not None}
 
 
 def _converted(gguf: Path, cache: Path) -> Path:
@@ -153,18 +190,14 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256_310(file)
-
-
-def _sha256_310(file: Any) -> str:
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
-def _remembered(cache: Path, files: list[Path], kind: str, compute: Any) -> str:
+def _remembered(cache: Path, files: list[Path], kind: str, compute: Callable[[], str]) -> str:
     """Return `compute()`, or what it returned when these files were last seen with these sizes and times."""
     stats = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
     key = hashlib.sha256(json.dumps([kind, stats]).encode()).hexdigest()
@@ -175,7 +208,7 @@ def _remembered(cache: Path, files: list[Path], kind: str, compute: Any) -> str:
             return known
     except (OSError, ValueError):
         pass
-    value: str = compute()
+    value = compute()
     memo.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False, encoding="ascii") as file:
         file.write(value)

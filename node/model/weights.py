@@ -120,7 +120,7 @@ class WeightReader:
         try:
             if path != self._open_path or self._handle is None:
                 self._handle, self._open_path = safe_open(path, framework="pt"), path
-            tensor: torch.Tensor = self._handle.get_tensor(name)
+            tensor: torch.Tensor = self._handle.get_tensor(name)  # type: ignore[no-untyped-call]
         except (SafetensorError, OSError) as error:
             raise WeightsMissing(f"Cannot read {name} from {path}: {error}.", hint=_AGAIN) from error
         return tensor
@@ -144,9 +144,7 @@ def tensor_digests(folder: Path) -> dict[str, str]:
     wanted = weight_files(folder)
     digests: dict[str, str] = {}
     for path in sorted(set(wanted.values())):
-        for name, digest in _digest_file(path):
-            if wanted.get(name) == path:
-                digests[name] = digest
+        digests.update({name: digest for name, digest in _digest_file(path) if wanted.get(name) == path})
     absent = sorted(set(wanted) - set(digests))
     if absent:
         raise WeightsMissing(f"The files of {folder} lack {absent[0]}, which its index names.", hint=_AGAIN)
