@@ -74,6 +74,8 @@ class Replica:
     parts: dict = field(default_factory=dict)  # (round, sender) -> content
     started: tuple | None = None
     saved: tuple = (GENESIS, "", ())
+    shunned: dict = field(default_factory=dict)  # peer -> until: lost, or it held a round up
+    partners: frozenset = frozenset()  # members of the round that made the bits here: they are as far, announced or not
     syncing: bool = False
     rounds: list = field(default_factory=list)
 
@@ -126,6 +128,8 @@ class World:
     # --- the machine -----------------------------------------------------------------------------------------
     def feed(self, node, event):
         before = node.state
+        if isinstance(event, Lost):
+            node.shunned[event.peer] = self.now + VIEW_S
         node.state, effects = step(node.state, event, self.now)
         if before.round is None and node.state.round is not None:
             node.started = (node.state.round.id, self.now)
@@ -155,6 +159,7 @@ class World:
                 self.run_on(node, self.rng.choice((0.0, 0.05, 0.2)), self.apply, node, round, shares, digest)
             case Ended():
                 node.rounds.append((self.now, effect))
+                node.shunned.update(dict.fromkeys(effect.culprits, self.now + VIEW_S))
                 for peer in effect.dead:
                     node.heard.pop(peer, None)
             case FellBehind(peer, _):
@@ -208,6 +213,7 @@ class World:
         standing = Standing(node.state.standing.version + 1, base, tokens)
         node.ledger = node.ledger.committed(round, shared=len(shares) > 1)
         node.saved = (standing, round, node.ledger.lineage)
+        node.partners = frozenset(share.peer_id for share in shares)
         self.feed(node, Applied(round, standing))
 
     # --- the network -----------------------------------------------------------------------------------------
@@ -271,9 +277,16 @@ class World:
             self.feed(node, SyncStarted())
             self.sync(node, max(ahead, key=lambda p: (live[p].committed_tokens, p)))
             return
-        same = {p for p, s in live.items() if s.shares_bits_with(node.state.standing)}
+        mine = node.state.standing
+        same = {
+            p
+            for p, s in live.items()
+            if (s.shares_bits_with(mine) or (p in node.partners and s.version < mine.version))
+            and node.shunned.get(p, 0.0) <= self.now
+        }
         has_work = node.fresh or node.ledger.pending
-        if (has_work or (not self.training and same)) and id == min(same | {id}):
+        can_commit = 2 * len(same | {id}) > len(live.keys() | {id})
+        if (has_work or (not self.training and same)) and can_commit and id == min(same | {id}):
             plan = RoundPlan(0, frozenset(same | {id}), frozenset(live) | {id}, BUDGET_S, ANSWER_S)
             self.feed(node, Lead(f"{id}.{life}.r{next(self.ids)}", plan))
 
@@ -299,7 +312,7 @@ class World:
                 return
             node.ledger, lost = node.ledger.moved(lineage)
             node.lost += lost
-            node.saved = snapshot
+            node.saved, node.partners = snapshot, frozenset()
             self.feed(node, Synced(standing, base_round))
 
         def ask(peer):
@@ -344,6 +357,7 @@ class World:
         node.is_up, node.syncing, node.sealing, node.started = True, False, 0, None
         node.state = self.fresh_state(node.id, standing, base_round)
         node.ledger = Ledger(lineage=lineage)
+        node.partners, node.shunned = frozenset(), {}
         node.fresh, node.made, node.lost, node.heard, node.parts = [], [], 0, {}, {}
         for start in (self.drive, self.train, self.announce):
             self.after(0.1, start, node.id, node.life)

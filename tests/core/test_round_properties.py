@@ -86,7 +86,6 @@ def test_the_properties_notice_a_broken_machine(sabotage, monkeypatch):
     import round_world
     from node.core.round_ends import drop
     from node.core.round_messages import Knowledge
-    from node.core.round_state import Phase
 
     if sabotage == "forget_votes":  # a member that voted drops at once instead of asking
 
@@ -120,5 +119,4 @@ def test_the_properties_notice_a_broken_machine(sabotage, monkeypatch):
             return any({"committed", "careless"} <= kinds for kinds in ends.values())
         return False
 
-    assert any(fails(seed) for seed in range(40))
-    assert Phase.VOTED is not None
+    assert any(fails(seed) for seed in range(200))
