@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import rich_click as click
+import click
 
 from node.config.load import load_recipe, schema, show
 
 
 @click.group("config")
-def config() -> None:
+def command() -> None:
     """Look at a recipe as Potluck reads it."""
 
 
-@config.command("show")
+@command.command("show")
 @click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set one key, for example --set lora_r=8.")
 @click.option("--json", "as_json", is_flag=True, help="Print the recipe, its notes and origins as JSON.")
@@ -32,7 +32,7 @@ def show_command(recipe: Path, overrides: tuple[str, ...], as_json: bool, quiet:
             click.echo(f"# note: {note}")
 
 
-@config.command("schema")
+@command.command("schema")
 def schema_command() -> None:
     """Print the JSON schema of a recipe."""
     click.echo(json.dumps(schema(), indent=2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import rich_click as click
+import click
 
 from node.config.template import TEMPLATE
 from node.core.errors import ConfigError
@@ -16,7 +16,7 @@ from node.core.errors import ConfigError
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
-def init(file: Path, force: bool, as_json: bool, quiet: bool) -> None:
+def command(file: Path, force: bool, as_json: bool, quiet: bool) -> None:
     """Write a commented recipe to FILE (recipe.yaml)."""
     try:
         with file.open("w" if force else "x", encoding="utf-8") as stream:
@@ -25,8 +25,8 @@ def init(file: Path, force: bool, as_json: bool, quiet: bool) -> None:
         raise ConfigError(f"{file} exists already", hint=f"potluck init {file} --force overwrites it") from error
     except OSError as error:
         raise ConfigError(f"cannot write {file}: {error.strerror}") from error
-    command = f"potluck start {file} --data mine.jsonl"
+    next_command = f"potluck start {file} --data mine.jsonl"
     if as_json:
-        click.echo(json.dumps({"recipe": str(file), "next": command}))
+        click.echo(json.dumps({"recipe": str(file), "next": next_command}))
     elif not quiet:
-        click.echo(f"Wrote {file}. Choose a model in it, then train on your data:\n\n{command}")
+        click.echo(f"Wrote {file}. Choose a model in it, then train on your data:\n\n{next_command}")

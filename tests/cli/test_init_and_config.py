@@ -7,8 +7,8 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from node.cli.config import config
-from node.cli.init import init
+from node.cli.config import command as config
+from node.cli.init import command as init
 from node.config.load import load_recipe
 from node.core.errors import ConfigError
 
@@ -71,3 +71,14 @@ def test_config_verbs_need_no_torch():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert result.stdout.strip() == "[]"
+
+
+def test_refused_recipe_ends_with_exit_code_2_and_its_lines(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("base_model: m\nlora_rank: 4\n")
+
+    result = subprocess.run([sys.executable, "-m", "node", "config", "show", str(path)], capture_output=True, text=True)
+
+    assert result.returncode == 2
+    assert "recipe.yaml:2: unknown key 'lora_rank'" in result.stderr
+    assert "did you mean 'lora_r'?" in result.stderr
