@@ -51,24 +51,29 @@ class _Draft:
     """A recipe on its way: the tree that is being translated, and what was found on the way."""
 
     tree: YamlTree
-    problems: list[tuple[str, str]] = field(default_factory=list)  # (message, hint)
+    problems: list[tuple[str, str, str]] = field(default_factory=list)  # (where, message, hint)
     noted: dict[str, list[str]] = field(default_factory=dict)  # note -> keys
 
     def note(self, key: str, text: str) -> None:
         self.noted.setdefault(text, []).append(key)
 
     def problem(self, key: Key, message: str, hint: str = "") -> None:
-        self.problems.append((f"{self.tree.where(key)}: {message}", hint))
+        self.problems.append((self.tree.where(key), message, hint))
 
     def notes(self) -> tuple[str, ...]:
         return tuple(f"{', '.join(names)}: {text}" for text, names in self.noted.items())
 
     def fail_if_wrong(self) -> None:
-        if self.problems:
-            shown = self.problems[:MAX_SHOWN]
-            more = len(self.problems) - len(shown)
-            lines = [message for message, _ in shown] + ([f"... and {more} more"] if more else [])
-            raise ConfigError("\n".join(lines), hint="\n".join(dict.fromkeys(hint for _, hint in shown if hint)))
+        shown = self.problems[:MAX_SHOWN]
+        if not shown:
+            return
+        lines = [f"{where}: {message}" for where, message, _ in shown]
+        if len(self.problems) > MAX_SHOWN:
+            lines.append(f"... and {len(self.problems) - MAX_SHOWN} more")
+        hints = [(where, hint) for where, _, hint in shown if hint]
+        # With several complaints each hint says which one it belongs to.
+        said = [f"{where}: {hint}" for where, hint in hints] if len(shown) > 1 else [hint for _, hint in hints]
+        raise ConfigError("\n".join(lines), hint="\n".join(said))
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe:

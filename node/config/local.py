@@ -34,8 +34,6 @@ class LocalSettings(BaseModel):
     """`auto` (the first GPU, else the CPU), `cpu`, `cuda`, or one GPU as `cuda:1`."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads for training; the machine's default when unset."""
-    max_memory_gib: Annotated[float, Field(gt=0, le=1 << 20)] | None = None
-    """Memory of the device that training may take, in GiB; all that is free when unset."""
     listen: Annotated[tuple[Multiaddr, ...], Field(max_length=16)] = ("/ip4/0.0.0.0/tcp/0",)
     """Multiaddresses to listen on."""
     announce: Annotated[tuple[Multiaddr, ...], Field(max_length=16)] = ()

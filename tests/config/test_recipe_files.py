@@ -74,7 +74,10 @@ def test_qwen3_chat_recipe_loads_with_its_plugins_and_kernels():
                 "gemma-2-deepspeed.yml:12: 'lora_modules_to_save' is refused: " + WEIGHTS,
                 "gemma-2-deepspeed.yml:31: 'deepspeed' is refused: Potluck splits the work over the machines itself",
             ],
-            ["delete it; the supported families need none", "delete it; `potluck join` adds machines"],
+            [
+                "gemma-2-deepspeed.yml:6: delete it; the supported families need none",
+                "gemma-2-deepspeed.yml:31: delete it; `potluck join` adds machines",
+            ],
         ),
         (
             "phi-3-fsdp.yml",
