@@ -151,7 +151,7 @@ def test_name_that_is_nowhere_is_refused(tmp_path, name, monkeypatch):
 
 
 def test_file_of_another_kind_is_refused(model, tmp_path):
-    with pytest.raises(UnsupportedModel, match="not a .gguf file"):
+    with pytest.raises(UnsupportedModel, match=r"not a \.gguf file"):
         resolve_base_model(str(model / "model.safetensors"), cache=tmp_path)
 
 
