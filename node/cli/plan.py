@@ -1,0 +1,161 @@
+"""`potluck plan`: what a recipe needs here, by arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from node.cli.common import json_option, model_cache, print_json, quiet_option
+
+if TYPE_CHECKING:
+    from node.config.recipe import Recipe
+    from node.host.devices import Device
+    from node.host.memory import AdapterShape, MemoryPlan, Workload
+    from node.host.shapes import ModelShape
+
+_LINKS_MBIT = (20, 100, 1000)
+_ON_DEVICE = (
+    ("weights", "frozen layers"),
+    ("embedding_head", "embedding and head"),
+    ("adapter", "adapter"),
+    ("optimizer", "optimizer"),
+    ("accumulators", "gradient sum"),
+    ("activations", "activations"),
+    ("workspace", "temporaries"),
+    ("logits", "logits"),
+    ("allocator", "allocator"),
+    ("context", "compute libraries"),
+)
+_BESIDE = (("process", "the program"), ("averaging", "a round's buffers"))
+
+
+@click.command("plan")
+@click.argument("recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--nodes", type=click.IntRange(1, 1000), default=2, show_default=True, help="Nodes that train together.")
+@json_option
+@quiet_option
+def command(recipe: Path, overrides: tuple[str, ...], device: str, nodes: int, as_json: bool, quiet: bool) -> None:
+    """Say what RECIPE needs on this machine: memory per device, bytes per round.
+
+    Loads no weights. Of a model on the hub only the configuration is fetched.
+    """
+    from node.assembly import load_spec
+    from node.config.load import load_recipe
+    from node.host.devices import describe, pick_device
+    from node.host.memory import AdapterShape, Workload, plan_memory, round_traffic
+    from node.host.shapes import ModelShape
+    from node.model.config_only import base_model_config
+
+    wanted = load_recipe(recipe, overrides).recipe
+    here = describe(pick_device(device))
+    spec = load_spec(wanted, here.name)
+    config = base_model_config(wanted.base_model, cache=model_cache(), revision=wanted.revision_of_model)
+    shape = ModelShape.of(config)
+    adapter = AdapterShape(spec.lora.r, spec.lora.targets, spec.lora.use_dora)
+    work = Workload(
+        tokens=wanted.micro_batch_size * wanted.sequence_len,
+        quantization=spec.quantization,
+        compute=spec.compute,
+        gradient_checkpointing=wanted.gradient_checkpointing,
+        on_gpu=here.name.startswith("cuda"),
+    )
+    plan = plan_memory(shape, adapter, work)
+    traffic = round_traffic(plan.adapter // 4, nodes, wanted.potluck.averaging.compression)
+    record = _memory_record(plan, here)
+    record["model"] = {"family": shape.family, "parameters": shape.numel, "trainable": plan.adapter // 4}
+    record["suggestion"] = "" if record["fits"] else _suggest(wanted, shape, adapter, work, here)
+    record["round"] = {
+        "nodes": nodes,
+        "payload_bytes": traffic.payload_bytes,
+        "upload_bytes_per_node": traffic.upload_bytes,
+        "seconds_at_mbit_per_s": {str(mbit): round(traffic.seconds(mbit), 2) for mbit in _LINKS_MBIT},
+    }
+    if as_json:
+        print_json(record)
+    elif quiet:
+        click.echo("fits" if record["fits"] else "does not fit")
+    else:
+        _print(wanted, record)
+
+
+def _memory_record(plan: MemoryPlan, device: Device) -> dict[str, Any]:
+    """Return needs and means of the device and of main memory, and whether the ones fit into the others."""
+    from node.host.devices import describe
+    from node.host.memory import fits
+
+    main = describe("cpu")
+    needs_by_name = asdict(plan)
+    device_needs = {name: needs_by_name[name] for name, _ in _ON_DEVICE}
+    host_needs = {name: needs_by_name[name] for name, _ in _BESIDE}
+    has_own_memory = device.name.startswith("cuda")
+    parts = [(device, device_needs), (main, host_needs)] if has_own_memory else [(device, device_needs | host_needs)]
+    devices = [
+        {
+            "name": where.name,
+            "label": where.label,
+            "free_bytes": where.free_bytes,
+            "total_bytes": where.total_bytes,
+            "needed_bytes": sum(needs.values()),
+            "fits": fits(sum(needs.values()), where.free_bytes),
+            "needs": needs,
+        }
+        for where, needs in parts
+    ]
+    return {"devices": devices, "fits": all(d["fits"] for d in devices)}
+
+
+def _suggest(recipe: Recipe, shape: ModelShape, adapter: AdapterShape, work: Workload, device: Device) -> str:
+    """Return the mildest change of the recipe that fits, or say that none does."""
+    from node.host.memory import plan_memory
+
+    smaller = replace(work, tokens=recipe.sequence_len)
+    changes = {
+        "micro_batch_size: 1": smaller,
+        "gradient_checkpointing: true": replace(work, gradient_checkpointing=True),
+        "micro_batch_size: 1 and gradient_checkpointing: true": replace(smaller, gradient_checkpointing=True),
+        "adapter: qlora, micro_batch_size: 1 and gradient_checkpointing: true": replace(
+            smaller, gradient_checkpointing=True, quantization="nf4"
+        ),
+    }
+    for change, changed in changes.items():
+        if changed != work and _memory_record(plan_memory(shape, adapter, changed), device)["fits"]:
+            return f"It fits with {change}."
+    return "No setting of batch or checkpointing makes it fit: take a smaller model, or free memory."
+
+
+def _print(recipe: Recipe, record: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    model, traffic = record["model"], record["round"]
+    console.print(
+        f"{recipe.base_model}: {model['parameters'] / 1e6:,.0f} M parameters, "
+        f"{model['trainable'] / 1e6:,.2f} M of them in the adapter are trained."
+    )
+    labels = dict(_ON_DEVICE) | dict(_BESIDE)
+    for device in record["devices"]:
+        table = Table(title=f"{device['name']}: {device['label']}", title_justify="left")
+        table.add_column("")
+        table.add_column("MiB", justify="right")
+        for name, needed in device["needs"].items():
+            if needed:
+                table.add_row(labels[name], f"{needed / 2**20:,.0f}")
+        table.add_section()
+        table.add_row("needed", f"{device['needed_bytes'] / 2**20:,.0f}")
+        table.add_row("free now", f"{device['free_bytes'] / 2**20:,.0f}")
+        console.print(table)
+        console.print("It fits." if device["fits"] else "It does not fit.", style="" if device["fits"] else "bold red")
+    if record["suggestion"]:
+        console.print(record["suggestion"])
+    console.print(
+        f"\nA round of {traffic['nodes']} nodes averages {traffic['payload_bytes'] / 1e6:,.1f} MB; "
+        f"each sends {traffic['upload_bytes_per_node'] / 1e6:,.1f} MB:"
+    )
+    for mbit, seconds in traffic["seconds_at_mbit_per_s"].items():
+        console.print(f"  at {mbit:>4} Mbit/s  {seconds:8,.1f} s")
