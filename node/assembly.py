@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +13,7 @@ from node.config.local import LocalSettings
 from node.config.recipe import Recipe
 from node.core.errors import CheckpointError
 from node.core.events import EventBus, Fault
-from node.core.types import Microbatch
+from node.core.types import Document, Microbatch
 from node.data.stream import Cursor, MicrobatchStream, Packing, in_order
 from node.enlist import Enlisted
 from node.host.devices import pick_device
@@ -38,6 +40,8 @@ class Trainer:
     loop: TrainingLoop
     saver: Saver
     checkpoint: Checkpoint | None
+    lineage: tuple[str, ...]
+    """Ids of the latest rounds behind the adapter, oldest first."""
     held_out: tuple[Microbatch, ...]
     optimizer: AdamWSettings
     schedule: ScheduleSettings
@@ -74,14 +78,9 @@ def packing(recipe: Recipe) -> Packing:
     return Packing(recipe.micro_batch_size, recipe.sequence_len, recipe.sample_packing)
 
 
-def held_out_batches(recipe: Recipe, enlisted_documents: object) -> tuple[Microbatch, ...]:
+def held_out_batches(recipe: Recipe, documents: Sequence[Document]) -> tuple[Microbatch, ...]:
     """Return the held-out split as microbatches, a bounded number of them."""
-    batches = []
-    for batch in in_order(enlisted_documents, packing(recipe)):  # type: ignore[arg-type]
-        if len(batches) == MAX_HELD_OUT_BATCHES:
-            break
-        batches.append(batch)
-    return tuple(batches)
+    return tuple(itertools.islice(in_order(documents, packing(recipe)), MAX_HELD_OUT_BATCHES))
 
 
 async def load_trainer(
@@ -105,16 +104,12 @@ async def load_trainer(
             raise CheckpointError(f"The checkpoint holds the stages {sorted(checkpoint.adapters)}, this node holds 0.")
         adapter.from_bytes(checkpoint.adapters[0])
         cursor = _resume_cursor(checkpoint, enlisted, events)
-    stream = MicrobatchStream(
-        enlisted.data.train, packing(recipe), seed=recipe.seed, salt=peer_id, cursor=cursor
-    )
+    stream = MicrobatchStream(enlisted.data.train, packing(recipe), seed=recipe.seed, salt=peer_id, cursor=cursor)
     loop = TrainingLoop(
         engine=engine, model=shard, adapters=(adapter,), stream=stream, events=events, seed=recipe.seed, peer_id=peer_id
     )
     max_steps = recipe.max_steps or 1
-    steps_per_epoch = max(
-        1.0, enlisted.data.report.num_train_tokens / recipe.potluck.averaging.target_batch_tokens
-    )
+    steps_per_epoch = max(1.0, enlisted.data.report.num_train_tokens / recipe.potluck.averaging.target_batch_tokens)
     saver = Saver(
         store,
         fingerprint=enlisted.fingerprint,
@@ -130,6 +125,7 @@ async def load_trainer(
         loop=loop,
         saver=saver,
         checkpoint=checkpoint,
+        lineage=tuple(str(checkpoint.random.get("lineage", "")).split()) if checkpoint else (),
         held_out=held_out_batches(recipe, enlisted.data.held_out),
         optimizer=optimizer_settings(recipe),
         schedule=ScheduleSettings(

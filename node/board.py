@@ -71,12 +71,12 @@ class Board:
 
     def seconds_left(self, version: int, max_steps: int) -> float | None:
         """Return the time that the rest of the run takes at the latest steps' pace, or None before it is known."""
-        if len(self._step_at) < 2:  # noqa: PLR2004
+        if len(self._step_at) < 2:
             return None
         pace = (self._step_at[-1] - self._step_at[0]) / (len(self._step_at) - 1)
         return max(0.0, pace * (max_steps - version) - (time.monotonic() - self._step_at[-1]))
 
-    def status(  # noqa: PLR0913
+    def status(
         self,
         *,
         state: str,

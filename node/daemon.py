@@ -16,9 +16,9 @@ from node.averaging.gradient import GradientStrategy
 from node.board import Board
 from node.config.local import LocalSettings
 from node.core.errors import NodeError, PeerBusy, PeerError, SwarmError
-from node.core.events import AdapterSynced, Evaluated, EventBus, Fault, Listening, StateChanged
+from node.core.events import AdapterSynced, EventBus, Fault, Listening, StateChanged
 from node.core.lifecycle import LIVE, Signal, State, next_state
-from node.core.progress import peer_ahead, tokens_towards_next
+from node.core.progress import peer_ahead
 from node.core.types import Peer, PeerState, Progress, Shard, SwarmView
 from node.enlist import Enlisted, Request, found, join
 from node.host.home import Home
@@ -29,11 +29,10 @@ from node.network.processes import RunningP2P, start_p2p
 from node.rounds import Rounds
 from node.swarm import Heartbeat
 from node.training.engine import Engine
-from node.training.evaluate import score
-from node.training.saver import Snapshot
 from node.training.state import decode, encoded_size_limit
 from node.trust.identity import Identity
 from node.trust.seal import SealedRun
+from node.upkeep import Upkeep
 from node.v1 import control_pb2
 
 _SYNC_RETRY_S = 1.0
@@ -73,8 +72,8 @@ class Daemon:
         self._strategy: GradientStrategy | None = None
         self._heartbeat: Heartbeat | None = None
         self._rounds: Rounds | None = None
+        self._upkeep: Upkeep | None = None
         self._is_finished = False
-        self._scored_version = -1
         self._background: list[asyncio.Task[None]] = []
 
     # --- the lifecycle ---------------------------------------------------------------------------------------
@@ -192,15 +191,24 @@ class Daemon:
             optimizer=trainer.optimizer,
             schedule=trainer.schedule,
             events=self._events,
-            checkpoint=trainer.checkpoint,
         )
         self._rounds = Rounds(
             strategy=self._strategy,
+            num_values=trainer.adapter.layout.numel,
             running=self._running,
             heartbeat=self._heartbeat,
             enlisted=self._enlisted,
+            lineage=trainer.lineage,
             events=self._events,
             progress=self._progress,
+        )
+        self._upkeep = Upkeep(
+            trainer=trainer,
+            strategy=self._strategy,
+            rounds=self._rounds,
+            board=self._board,
+            engine=self._engine,
+            events=self._events,
         )
         await self._rounds.open()
         self._cleanup.push_async_callback(self._rounds.close)
@@ -209,10 +217,12 @@ class Daemon:
     async def _sync(self) -> Signal:
         """Follow the swarm's lineage if it is ahead of this node's."""
         assert self._heartbeat is not None
+        assert self._rounds is not None
         while True:
             view = await self._heartbeat.beat()
             ahead = peer_ahead(view, self._progress())
             if ahead is None:
+                self._rounds.end_sync()
                 return Signal.SYNCED
             try:
                 await self._fetch_from(ahead)
@@ -245,6 +255,7 @@ class Daemon:
         """Train until the run is finished or this node fell behind."""
         assert self._trainer is not None
         assert self._rounds is not None
+        assert self._upkeep is not None
         assert self._enlisted is not None
         max_steps = self._enlisted.recipe.max_steps or 1
         rounds = asyncio.create_task(self._rounds.run(self._nudge), name="rounds")
@@ -256,9 +267,9 @@ class Daemon:
                     await asyncio.sleep(0.2)  # rounds do not commit: more gradient would only be staler
                     continue
                 await self._trainer.loop.train_one()
+                await self._rounds.step_if_alone()
                 self._nudge.set()
-                await self._save_if_due()
-                await self._evaluate_if_due()
+                await self._upkeep.between_microbatches()
             self._is_finished = True
             return Signal.STOP_REQUESTED
         finally:
@@ -268,11 +279,11 @@ class Daemon:
 
     async def _drain(self) -> Signal:
         """Let a round end, score, save."""
-        if self._trainer is not None and self._rounds is not None and self._strategy is not None:
+        if self._rounds is not None and self._upkeep is not None:
             await self._rounds.settle()
+            await self._upkeep.save_now()
             if self._is_finished:
-                await self._evaluate_if_due(force=True)
-            await self.save_checkpoint()
+                await self._upkeep.evaluate()
         return Signal.DRAINED
 
     async def _close(self) -> None:
@@ -287,45 +298,15 @@ class Daemon:
         with contextlib.suppress(TimeoutError, OSError):
             await asyncio.wait_for(membership.leave(), RECORD_LIFETIME_S / 10)
 
-    # --- between microbatches --------------------------------------------------------------------------------
-
-    async def _save_if_due(self) -> None:
-        assert self._trainer is not None
-        assert self._strategy is not None
-        if self._trainer.saver.is_due(self._strategy.version):
-            snapshot = await self._snapshot()
-            task = asyncio.create_task(self._trainer.saver.save(snapshot), name="save")
-            task.add_done_callback(lambda done: done.exception() and None)
-
     async def save_checkpoint(self) -> int:
         """Save now and return the version that is on disk.
 
         Raises:
-            OutOfDisk: the disk is full or read-only.
-            CheckpointError: nothing is loaded yet, or the folder cannot be written.
+            NodeError: nothing is loaded yet, or the disk is full or read-only.
         """
-        if self._trainer is None or self._strategy is None:
+        if self._upkeep is None:
             raise NodeError("The node is still loading: there is nothing to save yet.")
-        if self._trainer.saver.saved_version != self._strategy.version:
-            await self._trainer.saver.save_or_raise(await self._snapshot())
-        return self._trainer.saver.saved_version
-
-    async def _snapshot(self) -> Snapshot:
-        assert self._strategy is not None
-        return await self._strategy.snapshot(self._board.counters())
-
-    async def _evaluate_if_due(self, *, force: bool = False) -> None:
-        assert self._trainer is not None
-        assert self._strategy is not None
-        version = self._strategy.version
-        every = self._trainer.eval_every
-        is_due = every is not None and version > 0 and version % every == 0 and version != self._scored_version
-        if not self._trainer.held_out or not (force or is_due):
-            return
-        self._scored_version = version
-        result = await score(self._engine, self._trainer.shard, self._trainer.held_out)
-        if result is not None:
-            self._events.emit(Evaluated(version, result.loss, result.labels))
+        return await self._upkeep.save_now()
 
     # --- what others see -------------------------------------------------------------------------------------
 
@@ -347,9 +328,9 @@ class Daemon:
         Raises:
             PeerBusy: this node is itself not ready.
         """
-        if self._strategy is None or self._life is not State.TRAINING or stage != 0:
+        if self._strategy is None or self._rounds is None or self._life is not State.TRAINING or stage != 0:
             raise PeerBusy(f"I am {self._life.value}", peer_id=self._identity.peer_id, retry_after_s=2)
-        return await self._strategy.export(), ()
+        return await self._strategy.export(), self._rounds.lineage
 
     def status(self) -> control_pb2.GetStatusResponse:
         """Return the swarm as this node sees it."""
@@ -363,7 +344,7 @@ class Daemon:
             fingerprint=self._enlisted.fingerprint if self._enlisted else "",
             addresses=self._addresses,
             tokens_seen=self._trainer.loop.tokens_seen if self._trainer else 0,
-            towards_next=tokens_towards_next(view, mine, now_s=time.time()) if mine else 0,
+            towards_next=self._rounds.tokens_towards_next() if self._rounds else 0,
         )
 
     def _target_tokens(self) -> int:
@@ -394,7 +375,7 @@ class Daemon:
             shard=Shard(0, 1),
             state=self.state,
             loss=self._trainer.loop.loss if self._trainer else None,
-            tokens_given=self._board.tokens_given,
+            tokens_given=self._upkeep.tokens_given if self._upkeep else 0,
             progress=(self._progress(),) if self._strategy else (),
             expires_at_s=time.time() + RECORD_LIFETIME_S,
         )

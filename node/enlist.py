@@ -19,8 +19,8 @@ from node.core.errors import ConfigError, DataError, NodeError, NoPeerReachable,
 from node.core.types import PeerId
 from node.data.dataset import PreparedData, prepare
 from node.host.home import Home, LocalRun, RunFolder
-from node.model.source import load_tokenizer, maths_of, model_digest, resolve_base_model
 from node.model.families import read_config
+from node.model.source import load_tokenizer, maths_of, model_digest, resolve_base_model
 from node.network.addresses import split_peer_id
 from node.network.door import MAX_CLOCK_DIFFERENCE_S, Welcomed, say_hello
 from node.network.processes import RunningP2P
@@ -102,7 +102,7 @@ async def found(request: Request, home: Home, identity: Identity, say: Say) -> E
         sealed = seal_run(seal, identity)
         folder = home.create_run(fingerprint)
         folder.save_seal(sealed)
-    folder.save_local(_local_run(folder, origin, request, recipe, base))
+    folder.save_local(_local_run(folder, origin, recipe, base))
     return Enlisted(sealed, recipe, base.folder, data, folder, _addresses(folder), is_founder=True)
 
 
@@ -143,7 +143,7 @@ async def join(request: Request, home: Home, running: RunningP2P, say: Say) -> E
         say(f"What this node had of the run was moved to {home.archive_run(folder)}.")
     folder = home.create_run(sealed.seal.fingerprint)
     folder.save_seal(sealed)
-    folder.save_local(_local_run(folder, "", request, recipe, base))
+    folder.save_local(_local_run(folder, "", recipe, base))
     return Enlisted(sealed, recipe, base.folder, data, folder, (*known, *_addresses(folder)), is_founder=False)
 
 
@@ -253,10 +253,7 @@ async def _prepare_data(recipe: Recipe, model_folder: Path, say: Say) -> Prepare
 
     data = await asyncio.to_thread(work)
     report = data.report
-    say(
-        f"{report.num_rows} rows: {report.num_train_tokens} tokens to train on, "
-        f"{report.num_held_out_tokens} held out."
-    )
+    say(f"{report.num_rows} rows: {report.num_train_tokens} tokens to train on, {report.num_held_out_tokens} held out.")
     for skipped in report.skipped:
         say(f"{skipped.path}: {skipped.count} bad rows left out, the first: {skipped.first}")
     for note in report.notes:
@@ -302,18 +299,14 @@ def _remembered_base(folder: RunFolder) -> str | None:
         return None
 
 
-def _local_run(folder: RunFolder, origin: str, request: Request, recipe: Recipe, base: _Base) -> LocalRun:
+def _local_run(folder: RunFolder, origin: str, recipe: Recipe, base: _Base) -> LocalRun:
     try:
         before = folder.load_local()
     except NodeError:
         before = LocalRun(base_model=str(base.folder))
     data = tuple(str(Path(spec.path).resolve()) if Path(spec.path).exists() else spec.path for spec in recipe.datasets)
-    return before.model_copy(
-        update={"origin": origin or before.origin, "data": data, "base_model": str(base.folder)}
-    )
+    return before.model_copy(update={"origin": origin or before.origin, "data": data, "base_model": str(base.folder)})
 
 
 def _addresses(folder: RunFolder) -> tuple[str, ...]:
     return tuple(address for peer in folder.known_peers() for address in peer.addresses[:4])
-
-

@@ -30,11 +30,12 @@ LEVELS = {
     "node.enlist": 7,
     "node.swarm": 7,
     "node.rounds": 8,
+    "node.upkeep": 9,
     "node.evaluation": 9,
-    "node.daemon": 9,
-    "node.demo": 9,
-    "node.cli": 10,
-    "node.__main__": 11,
+    "node.daemon": 10,
+    "node.demo": 10,
+    "node.cli": 11,
+    "node.__main__": 12,
 }
 """Imports go from a higher number to a lower one, or stay in their room."""
 

@@ -6,31 +6,15 @@ gradients, weighted by label tokens, is the step that one process would take fro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from torch import Tensor
-
+from node.averaging.strategy import Mean
 from node.core.events import EventBus, Stepped
 from node.core.round_messages import Standing
-from node.data.stream import Cursor
 from node.training.adapter import SealedGradient, StageAdapter, StepInfo
-from node.training.checkpoint import Checkpoint
 from node.training.loop import TrainingLoop
 from node.training.optimizer import AdamWSettings
 from node.training.saver import Snapshot
 from node.training.schedule import ScheduleSettings, learning_rate
 from node.training.state import AdapterState
-
-
-@dataclass(frozen=True)
-class Mean:
-    """What a committed round gives every member, bit for bit."""
-
-    values: Tensor
-    """Mean gradient, [N] fp32 on the CPU."""
-    norm_sq: float
-    tokens: int
-    """Tokens of all members together."""
 
 
 class GradientStrategy:
@@ -44,7 +28,6 @@ class GradientStrategy:
         optimizer: AdamWSettings,
         schedule: ScheduleSettings,
         events: EventBus,
-        checkpoint: Checkpoint | None,
     ) -> None:
         self._loop = loop
         self._adapter = adapter
@@ -98,7 +81,7 @@ class GradientStrategy:
         """Return the adapter and its moments as they are now, for a newcomer."""
         return await self._loop.on_engine(self._adapter.to_bytes)
 
-    async def snapshot(self, counters: dict[str, int]) -> Snapshot:
+    async def snapshot(self, counters: dict[str, int], lineage: tuple[str, ...]) -> Snapshot:
         """Return a copy of the committed version, for a checkpoint."""
 
         def copy() -> Snapshot:
@@ -107,6 +90,7 @@ class GradientStrategy:
                 adapters={self._adapter.stage: self._adapter.to_bytes()},
                 cursor=self._committed_cursor,
                 counters={**counters, "committed_tokens": self._adapter.committed_tokens},
+                lineage=lineage,
             )
 
         return await self._loop.on_engine(copy)

@@ -38,7 +38,12 @@ def peft(home: Path, output: Path, force: bool, as_json: bool, quiet: bool) -> N
 
     result = open_result(home)
     size = write_adapter(
-        output, result.tensors, lora_spec(result.recipe), base_model=result.recipe.base_model, card=result.card(), force=force
+        output,
+        result.tensors,
+        lora_spec(result.recipe),
+        base_model=result.recipe.base_model,
+        card=result.card(),
+        force=force,
     )
     if as_json:
         print_json({"output": str(output), "step": result.version, "bytes": size})

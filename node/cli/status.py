@@ -21,9 +21,7 @@ def command(home: Path, as_json: bool, quiet: bool) -> None:
     if as_json:
         from google.protobuf.json_format import MessageToDict
 
-        print_json(
-            MessageToDict(status, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-        )
+        print_json(MessageToDict(status, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
         return
     if quiet:
         click.echo(f"{status.state} step {status.version}/{status.max_steps} {len(status.peers)} peers")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Self, TypeVar
 
 import grpc
 
@@ -12,6 +14,7 @@ from node.control.server import POINTER
 from node.core.errors import NodeError, NotRunning
 from node.v1 import control_pb2, control_pb2_grpc
 
+R = TypeVar("R")
 _TIMEOUT_S = 10.0
 _SAVE_TIMEOUT_S = 120.0
 
@@ -19,7 +22,7 @@ _SAVE_TIMEOUT_S = 120.0
 def running_pid(home: Path) -> int | None:
     """Return the process id of the node that runs under `home`, or None."""
     try:
-        pid = int(_pointer(home)["pid"])
+        pid = int(str(_pointer(home)["pid"]))
         os.kill(pid, 0)
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
@@ -45,7 +48,7 @@ class ControlClient:
         self._channel = grpc.insecure_channel(str(_pointer(home)["address"]))
         self._stub = control_pb2_grpc.ControlStub(self._channel)  # type: ignore[no-untyped-call]
 
-    def __enter__(self) -> ControlClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -53,7 +56,10 @@ class ControlClient:
 
     def status(self) -> control_pb2.GetStatusResponse:
         """Return the swarm as the node sees it."""
-        return self._call(self._stub.GetStatus, control_pb2.GetStatusRequest(), _TIMEOUT_S)
+        answer: control_pb2.GetStatusResponse = self._call(
+            self._stub.GetStatus, control_pb2.GetStatusRequest(), _TIMEOUT_S
+        )
+        return answer
 
     def save_checkpoint(self) -> int:
         """Let the node save now; return the version on disk."""
@@ -64,13 +70,13 @@ class ControlClient:
         """Ask the node to save, leave and end."""
         self._call(self._stub.Stop, control_pb2.StopRequest(), _TIMEOUT_S)
 
-    def _call(self, method, request, timeout_s):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def _call(self, method: Callable[..., R], request: object, timeout_s: float) -> R:
         try:
             return method(request, timeout=timeout_s)
         except grpc.RpcError as error:
             code = error.code()
             if code is grpc.StatusCode.FAILED_PRECONDITION:
-                raise NodeError(error.details()) from error
+                raise NodeError(error.details() or "the node refused") from error
             raise NotRunning(
                 f"The node under {self._home} does not answer ({code.name.lower().replace('_', ' ')}).",
                 hint="It may be starting or ending: try again in a few seconds.",

@@ -5,6 +5,7 @@ Pure functions of an immutable view and a time. Nobody is asked and nobody decid
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -93,6 +94,35 @@ def totals(view: SwarmView, stage: int = 0) -> SwarmTotals:
         loss=sum(loss * w for loss, w in weighted) / weight if weighted else None,
         version=max((p.version for _, p in rates), default=0),
     )
+
+
+def with_partners(view: SwarmView, mine: Progress, partners: Collection[PeerId], *, stepped_at_s: float) -> SwarmView:
+    """Return the view with the members of the latest round counted as far as this node.
+
+    Their records say so only a moment later; until then they would look like peers that stayed behind.
+
+    Args:
+        view: The swarm; its records may be older than the latest round.
+        mine: This node's own progress, after the round.
+        partners: The other members of the round that led to `mine`.
+        stepped_at_s: Unix time of the step.
+    """
+    peers = []
+    for peer in view.peers:
+        theirs = peer.progress_of(mine.stage)
+        if peer.peer_id in partners and theirs is not None and theirs.version < mine.version:
+            fresh = dataclasses.replace(
+                theirs,
+                version=mine.version,
+                adapter_hash=mine.adapter_hash,
+                committed_tokens=mine.committed_tokens,
+                tokens=0,
+                at_s=stepped_at_s,
+            )
+            others = tuple(p for p in peer.progress if p.stage != mine.stage)
+            peer = dataclasses.replace(peer, progress=(*others, fresh))
+        peers.append(peer)
+    return SwarmView(view.me, tuple(peers))
 
 
 def _rank(progress: Progress) -> tuple[int, int, str]:

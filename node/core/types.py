@@ -67,10 +67,12 @@ class StagePlan:
 
     @property
     def num_stages(self) -> int:
+        """Stages of the run."""
         return len(self.ranges)
 
     @property
     def num_layers(self) -> int:
+        """Decoder layers of the model."""
         return self.ranges[-1].stop
 
 
@@ -83,6 +85,7 @@ class Shard:
 
     @property
     def stages(self) -> range:
+        """The stages' indices."""
         return range(self.first_stage, self.stop_stage)
 
     def layers(self, plan: StagePlan) -> LayerRange:

@@ -53,7 +53,7 @@ class NodeProcess:
         Raises:
             NodeError: the node ended by itself.
         """
-        events = []
+        events: list[dict[str, Any]] = []
         while True:
             try:
                 line = self._lines.get_nowait()

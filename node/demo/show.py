@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -29,7 +30,7 @@ class Show:
         self._is_drawing = False
         self._last_plain = float("-inf")
 
-    def __enter__(self) -> Show:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -151,7 +151,9 @@ class Home:
                 hint="Give each node on this machine a home of its own: --home DIR. `potluck status` shows the other.",
             ) from None
         except OSError as error:
-            raise ConfigError(f"Cannot write to {self.path}: {error.strerror}.", hint="Choose another --home.") from error
+            raise ConfigError(
+                f"Cannot write to {self.path}: {error.strerror}.", hint="Choose another --home."
+            ) from error
 
     def release(self) -> None:
         """Give the home back."""
@@ -207,7 +209,7 @@ class Home:
             port = int(read_small(self.path / "port"))
         except (OSError, ValueError):
             return None
-        return port if 0 < port < 65536 else None  # noqa: PLR2004
+        return port if 0 < port < 65536 else None
 
     def remember_port(self, port: int) -> None:
         """Keep the port for the next start."""

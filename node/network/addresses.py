@@ -51,7 +51,7 @@ def is_reachable_from_outside(address: str) -> bool:
         return bool(host_of(address))
     if ip.is_loopback or ip.is_link_local or ip.is_unspecified:
         return False
-    return not (ip.version == 4 and ip in _DOCKER_NETWORK)  # noqa: PLR2004
+    return not (ip.version == 4 and ip in _DOCKER_NETWORK)
 
 
 def tcp_port_of(address: str) -> int | None:
@@ -73,7 +73,7 @@ def refuse_taken_port(address: str) -> None:
         ip = ipaddress.ip_address(host_of(address))
     except ValueError:
         return
-    family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET  # noqa: PLR2004
+    family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import AsyncIterator, Protocol  # noqa: UP035  (hivemind knows the stream hints of `typing` alone)
 
 from hivemind.p2p import P2P, P2PContext, PeerID, ServicerBase
 from hivemind.p2p.p2p_daemon_bindings.control import P2PHandlerError
@@ -94,7 +93,9 @@ class Door(ServicerBase):  # type: ignore[misc]
         )
 
     async def rpc_state(
-        self, request: swarm_pb2.StateRequest, context: P2PContext  # noqa: ARG002
+        self,
+        request: swarm_pb2.StateRequest,
+        context: P2PContext,  # noqa: ARG002
     ) -> AsyncIterator[swarm_pb2.StateChunk]:
         """Stream one stage's adapter and moments."""
         if request.fingerprint != self._source.sealed_run.seal.fingerprint:

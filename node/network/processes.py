@@ -183,7 +183,7 @@ async def _attach(control: str, runtime: Path, child: asyncio.subprocess.Process
             raise SwarmError(f"it ended with code {child.returncode}.")
         if (runtime / "p2pd.sock").exists():
             try:
-                return await attached.replicate(Multiaddr(control))  # type: ignore[attr-defined,no-any-return]
+                return await attached.replicate(Multiaddr(control))  # type: ignore[attr-defined]
             except (OSError, P2PDaemonError):
                 pass  # the socket is there a moment before somebody listens on it
         await asyncio.sleep(0.02)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -62,7 +63,7 @@ def headline(event: Event) -> str | None:
             return f"held-out loss {loss:.3f} (perplexity {perplexity(loss):.1f}) at step {version}, {labels} tokens"
         case RoundFinished(result) if result.status is RoundStatus.DROPPED:
             return f"round for step {result.version + 1} dropped, nothing lost: {result.reason}"
-        case CheckpointSaved(version, seconds, size) if seconds > 2:  # noqa: PLR2004
+        case CheckpointSaved(version, seconds, size) if seconds > 2:
             return f"saved step {version} ({size / 1e6:.0f} MB in {seconds:.1f} s)"
         case RowsSkipped(path, count, first):
             return f"{path}: {count} bad rows left out, the first: {first}"
@@ -108,7 +109,7 @@ class LiveProgress:
         self._news: deque[str] = deque(maxlen=_SHOWN_NEWS)
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
 
-    def __enter__(self) -> LiveProgress:
+    def __enter__(self) -> Self:
         self._live.start()
         return self
 

@@ -14,7 +14,7 @@ from node.v1 import control_pb2
 def human_bytes(count: float) -> str:
     """Return a byte count as people read it: 1.5 MB, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:  # noqa: PLR2004
+        if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
@@ -23,15 +23,15 @@ def human_bytes(count: float) -> str:
 def human_seconds(seconds: float) -> str:
     """Return a duration as people read it: 45 s, 3 min, 2 h 05 min."""
     total = round(seconds)
-    if total < 90:  # noqa: PLR2004
+    if total < 90:
         return f"{total} s"
     minutes = round(total / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"  # noqa: PLR2004
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def perplexity(loss: float) -> float:
     """Return e^loss, infinity where a float cannot hold it."""
-    return math.exp(loss) if loss < 700 else math.inf  # noqa: PLR2004
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def render_status(status: control_pb2.GetStatusResponse) -> RenderableType:
@@ -88,6 +88,12 @@ def _peers(status: control_pb2.GetStatusResponse) -> Table:
             name.append(" (this node)", style="green")
         loss = f"{peer.loss:.3f}" if peer.HasField("loss") else "–"
         table.add_row(
-            name, peer.state, str(peer.version), peer.adapter_hash[:8], f"{peer.tokens_per_s:.0f}", loss, str(peer.tokens_given)
+            name,
+            peer.state,
+            str(peer.version),
+            peer.adapter_hash[:8],
+            f"{peer.tokens_per_s:.0f}",
+            loss,
+            str(peer.tokens_given),
         )
     return table

@@ -192,10 +192,9 @@ class CheckpointStore:
 
     def _set_aside(self, bad: Path, reason: str, *, instead: Path) -> None:
         """Report a refused generation and take it out of the way, so that it does not count as one to keep."""
-        with contextlib.suppress(OSError):  # on a read-only disk it stays and is refused again next time
-            if self._read_only:
-                return
-            bad.rename(bad.with_name(f"refused-{bad.name}-{secrets.token_hex(4)}"))
+        if not self._read_only:
+            with contextlib.suppress(OSError):  # on a read-only disk it stays and is refused again next time
+                bad.rename(bad.with_name(f"refused-{bad.name}-{secrets.token_hex(4)}"))
         self._emit(
             Fault(f"{reason} Using {instead.name} instead.", hint="The work since then is done again. Check the disk.")
         )

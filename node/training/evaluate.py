@@ -26,7 +26,9 @@ class Score:
     labels: int
 
 
-async def score(engine: Engine, model: Evaluable, batches: Iterable[Microbatch], *, adapter: bool = True) -> Score | None:
+async def score(
+    engine: Engine, model: Evaluable, batches: Iterable[Microbatch], *, adapter: bool = True
+) -> Score | None:
     """Return the mean loss over `batches`, or None if they hold no label."""
     total, labels = 0.0, 0
     for batch in batches:

@@ -113,7 +113,7 @@ class TrainingLoop:
         now = time.monotonic()
         while self._finished and now - self._finished[0][0] > _RATE_WINDOW_S:
             self._finished.popleft()
-        if len(self._finished) < 2:  # noqa: PLR2004  (one point has no rate)
+        if len(self._finished) < 2:
             return 0.0
         span = self._finished[-1][0] - self._finished[0][0]
         return sum(tokens for _, tokens in list(self._finished)[1:]) / span if span > 0 else 0.0

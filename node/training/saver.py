@@ -27,6 +27,8 @@ class Snapshot:
     adapters: Mapping[int, bytes]
     cursor: Cursor
     counters: Mapping[str, int]
+    lineage: tuple[str, ...]
+    """Ids of the latest rounds behind this version, oldest first."""
 
 
 class Saver:
@@ -80,7 +82,7 @@ class Saver:
                 adapters=snapshot.adapters,
                 cursor=snapshot.cursor.as_json(),
                 counters=snapshot.counters,
-                random={"data": self._data_digest},
+                random={"data": self._data_digest, "lineage": " ".join(snapshot.lineage)},
             )
             size = await asyncio.to_thread(self._store.save, checkpoint)
             self._saved_at = time.monotonic()
