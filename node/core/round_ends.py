@@ -113,8 +113,8 @@ def commit_late(state: RoundState, round: str, digest: str | None) -> Step | Non
         None if this replica is not in doubt about that round, or cannot honour it any more.
     """
     doubt = state.doubt
-    if doubt is None or doubt.round.id != round or doubt.standing != state.standing:
-        return None
+    if doubt is None or doubt.round.id != round or doubt.standing != state.standing or state.must_sync:
+        return None  # while another state is being loaded, the books will tell that this round is behind it
     if digest is not None and digest != doubt.round.digest:
         return None
     if state.phase not in (Phase.IDLE, Phase.CALLING, Phase.ANSWERED):
