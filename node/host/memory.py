@@ -33,8 +33,11 @@ step takes half as long again.
 SAFETY = 1.1
 """The margin that `fits` asks for: longer documents, another allocator, other programs."""
 
-_LOGITS_CHUNK_BYTES = 24 << 20
-"""fp32 logits that exist at one time (`node.model.loss`)."""
+_LOGITS_CHUNK_BYTES = 64 << 20
+"""Logits in the compute type that exist at one time (`node.model.loss`)."""
+
+_LOGITS_BLOCK_BYTES = 4 << 20
+"""fp32 logits that are worked on at one time (`node.model.loss`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +164,7 @@ def layer_activation_bytes(shape: ModelShape, adapter: AdapterShape, tokens: int
     traits = FAMILIES[shape.family]
     targets = adapter.chosen(shape)
     # The attention keeps queries, keys and values; the gated activation its two inputs and what the gate became.
-    numbers = (2 if traits.fused else 1) * shape.queries + (3 if traits.fused else 2) * shape.keys
-    numbers += 3 * shape.intermediate
+    numbers = shape.queries + 2 * shape.keys + 3 * shape.intermediate
     # A matrix with an adapter keeps its input, which q, k and v share, as do gate and up; and x A'.
     inputs = {("attention" if x.name in _READ_ATTENTION_INPUT else x.name): x.inputs for x in targets}
     if {"gate_proj", "up_proj"} <= inputs.keys():
@@ -188,9 +190,9 @@ def _workspace_bytes(shape: ModelShape, work: Workload, item: int) -> int:
 
 
 def _logits_bytes(shape: ModelShape, tokens: int, item: int) -> int:
-    """Return the loss's memory if every token has a label: normed rows, their gradient, a chunk in two types."""
-    chunk = min(_LOGITS_CHUNK_BYTES, 4 * tokens * shape.vocabulary)
-    return 2 * tokens * shape.hidden * item + chunk + chunk * item // 4
+    """Return the loss's memory if every token has a label: normed rows, their gradient, a chunk of logits."""
+    chunk = min(_LOGITS_CHUNK_BYTES, item * tokens * shape.vocabulary)
+    return 2 * tokens * shape.hidden * item + chunk + _LOGITS_BLOCK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
