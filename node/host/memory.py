@@ -173,11 +173,11 @@ def layer_activation_bytes(shape: ModelShape, adapter: AdapterShape, tokens: int
     if adapter.use_dora:
         # DoRA scales the frozen product and the update apart, and keeps both.
         numbers += 2 * sum(linear.outputs for linear in targets)
-    # A norm keeps its input in fp32, whatever the compute type.
+    # A norm keeps its input.
     normed = traits.norms * shape.hidden
     normed += shape.queries + shape.keys if traits.head_norms or traits.wide_norms else 0
     factors = 0 if item == 4 else adapter.layer_numel(shape) * item
-    return tokens * (numbers * item + normed * 4) + factors
+    return tokens * (numbers + normed) * item + factors
 
 
 _READ_ATTENTION_INPUT = ("q_proj", "k_proj", "v_proj")

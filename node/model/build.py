@@ -20,6 +20,7 @@ from node.core.types import LayerRange
 from node.model import attention
 from node.model.families import read_config
 from node.model.lora import LoraLinear, StepContext
+from node.model.norms import RmsNorm
 from node.model.quantization import DenseWeight, FrozenWeight, Nf4Weight
 from node.model.spec import LoadSpec
 from node.model.weights import WeightReader
@@ -78,6 +79,9 @@ def build(folder: Path, spec: LoadSpec) -> Built:
     step = StepContext()
     _materialise(model, folder, spec, dtype, step)
     _rebuild_buffers(model, spec.device)
+    for name, module in list(model.named_modules()):
+        if (norm := RmsNorm.of(module)) is not None:
+            model.set_submodule(name, norm)
     model.train(spec.gradient_checkpointing)
     linears = {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
     return Built(model, layers, dict(sorted(linears.items())), step)
