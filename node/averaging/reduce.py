@@ -16,6 +16,7 @@ CAP_FACTOR = 10.0
 """A part whose gradient per label is this many times longer than the median is scaled down to it. Honest peers stay
 far below; one that sends garbage moves the mean by a bounded amount (norm clipping, arXiv 1911.07963)."""
 _MIN_PARTS_FOR_CAP = 3
+_NORM_BLOCK = 1 << 15
 
 
 def weighted_mean(parts: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
@@ -47,5 +48,6 @@ def cap_scales(parts: Sequence[Tensor], weights: Sequence[int]) -> list[float]:
 
 
 def squared_norm(values: Tensor) -> float:
-    """Return the sum of squares of [n] fp32, computed in float64."""
-    return float(values.double().square().sum())
+    """Return the sum of squares of [n] fp32, computed in float64, block by block so that no block leaves the cache."""
+    blocks = (block.double() for block in values.split(_NORM_BLOCK))
+    return sum(float(block.dot(block)) for block in blocks)

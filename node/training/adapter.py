@@ -179,7 +179,7 @@ class StageAdapter:
 
     def to_bytes(self) -> bytes:
         """Return this version as a safetensors file (`node.training.state.encode`)."""
-        return encode(self._borrowed_state(), self.layout)
+        return encode(self._borrowed_state(), self.layout, digest=self.digest())
 
     def from_bytes(self, data: bytes, *, digest: str | None = None) -> None:
         """Go to the version in `data`, after every check.

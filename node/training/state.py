@@ -114,12 +114,17 @@ class AdapterState:
 _HINT = "Take it from another peer or from an older checkpoint."
 
 
-def encode(state: AdapterState, layout: Layout) -> bytes:
+def encode(state: AdapterState, layout: Layout, *, digest: str | None = None) -> bytes:
     """Return the state as a safetensors file whose metadata names version, tokens and digest.
 
     The tensors are called `values/<parameter>`, `exp_avg/<parameter>` and `exp_avg_sq/<parameter>`.
+
+    Args:
+        state: What to write.
+        layout: The layout of its tensors.
+        digest: `state.digest(layout)` if it is known already, since hashing costs more than the rest.
     """
-    header = _header(layout, state.version, state.committed_tokens, state.digest(layout))
+    header = _header(layout, state.version, state.committed_tokens, digest or state.digest(layout))
     parts = (_bytes_of(t) for t in (state.values, state.exp_avg, state.exp_avg_sq))
     return b"".join((len(header).to_bytes(8, "little"), header, *parts))
 
