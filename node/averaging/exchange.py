@@ -103,6 +103,17 @@ class Exchange:
             raise PeerLost(f"its result is unusable: {reason}")
         self.spans[share.peer_id] = (values, bulk.norm_sq)
 
+    def close(self) -> None:
+        """End whatever is under way for this round; streams that wait for its result are cut off."""
+        self.ended = True
+        self.opened.set()
+        if self.result is not None and not self.result.done():
+            self.result.cancel()
+        current = asyncio.current_task()
+        for task in tuple(self.tasks):
+            if task is not current:
+                task.cancel()
+
     def mean(self) -> Mean:
         """Return the round's result, put together in the order of the members."""
         ordered = [self.spans[share.peer_id] for share in self.shares]

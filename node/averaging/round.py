@@ -16,7 +16,7 @@ from node.averaging.exchange import Exchange, sum_of
 from node.averaging.patience import Patience
 from node.averaging.strategy import AveragerSettings, Hook, Strategy, no_hook
 from node.core.errors import NodeError
-from node.core.events import EventBus, RoundFinished, RoundStarted
+from node.core.events import EventBus, Fault, RoundFinished, RoundStarted
 from node.core.round_ledger import Ledger
 from node.core.round_messages import Message, Share
 from node.core.round_state import (
@@ -212,9 +212,8 @@ class Averager:
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        wake = wake_at_s(self._state)
         self._timer = None
-        if wake is not None:
+        if (wake := wake_at_s(self._state)) is not None:
             delay = max(0.0, wake - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(delay, self._feed, Tick())
 
@@ -222,7 +221,7 @@ class Averager:
         if round not in self._exchanges:
             exchange = Exchange(self._me, self._settings.codec, time.monotonic())
             self._exchanges[round] = exchange
-            self._spawn(exchange.tasks, self._watch(round))
+            self._spawn(exchange.tasks, self._watch(exchange, round))
 
     def _perform(self, effect: object) -> None:
         match effect:
@@ -247,6 +246,12 @@ class Averager:
         task = asyncio.ensure_future(work)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+        task.add_done_callback(self._report)
+
+    def _report(self, task: asyncio.Task[None]) -> None:
+        """An error that nobody foresaw must be seen; the round itself ends by its deadline."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._events.emit(Fault(f"A bug in an averaging round: {error!r}.", "Please report it."))
 
     # --- the effects -----------------------------------------------------------------------------------------
 
@@ -354,16 +359,13 @@ class Averager:
         self.stepped_at_s = time.time()
         self._feed(Applied(round, standing))
 
-    async def _watch(self, round: str) -> None:
+    async def _watch(self, exchange: Exchange, round: str) -> None:
         """Notice within a second that somebody whom this round waits for has died."""
-        while self._state.round is not None and self._state.round.id == round:
-            await asyncio.sleep(_PING_EVERY_S)
-            current = self._state.round
-            if current is None or current.id != round:
-                return
+        while (current := self._state.round) is not None and current.id == round:
             others = current.members | current.called if current.leader == self._me else {current.leader}
-            for peer in sorted(others - {self._me} - current.dead - current.failed):
-                self._spawn(self._exchanges[round].tasks, self._ping(peer))
+            for peer in others - {self._me} - current.dead - current.failed:
+                self._spawn(exchange.tasks, self._ping(peer))
+            await asyncio.sleep(_PING_EVERY_S)
 
     async def _ping(self, peer: PeerId) -> None:
         try:
@@ -394,13 +396,5 @@ class Averager:
 
     def _forget(self, round: str) -> None:
         exchange = self._exchanges.pop(round, None)
-        if exchange is None:
-            return
-        exchange.ended = True
-        exchange.opened.set()
-        if exchange.result is not None and not exchange.result.done():
-            exchange.result.cancel()
-        current = asyncio.current_task()
-        for task in tuple(exchange.tasks):
-            if task is not current:
-                task.cancel()
+        if exchange is not None:
+            exchange.close()
