@@ -117,7 +117,11 @@ def test_imports_only_point_down():
 def test_the_core_imports_the_standard_library_only():
     allowed = {*sys.stdlib_module_names, "node"}
     wrong = [f"{m} -> {n}" for _, m, n, _ in ALL if room_of(m) == "node.core" and n.split(".")[0] not in allowed]
-    wrong += [f"{m} -> {n}" for _, m, n, _ in ALL if room_of(m) == "node.core" and n.startswith("node.") and room_of(n) != "node.core"]
+    wrong += [
+        f"{m} -> {n}"
+        for _, m, n, _ in ALL
+        if room_of(m) == "node.core" and n.startswith("node.") and room_of(n) != "node.core"
+    ]
     assert not wrong, wrong
 
 
@@ -127,7 +131,9 @@ def test_a_library_stays_in_its_rooms(library):
     wrong = [
         f"{module} -> {name}"
         for _, module, name, _ in ALL
-        if name.split(".")[0] == library and room_of(module) not in rooms and not module.startswith("coordinator")
+        if name.split(".")[0] == library
+        and room_of(module) not in rooms
+        and not module.startswith("coordinator")
         and room_of(module) != "node.cli"
     ]
     assert not wrong, wrong
@@ -157,7 +163,7 @@ def test_there_is_no_circle():
     done, path = set(), []
 
     def visit(module):
-        assert module not in path, f"circle: {' -> '.join([*path[path.index(module):], module])}"
+        assert module not in path, f"circle: {' -> '.join([*path[path.index(module) :], module])}"
         if module in done:
             return
         path.append(module)
@@ -171,7 +177,9 @@ def test_there_is_no_circle():
 
 
 def test_files_stay_small():
-    long = [f"{path.relative_to(ROOT)}: {n}" for path, _ in sources() if (n := len(path.read_text().splitlines())) > 400]
+    long = [
+        f"{path.relative_to(ROOT)}: {n}" for path, _ in sources() if (n := len(path.read_text().splitlines())) > 400
+    ]
     assert not long, long
 
 

@@ -29,18 +29,20 @@ def weighted_mean(parts: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
     Returns:
         [n] fp32: sum of the parts over sum of the weights.
     """
-    total = torch.zeros_like(parts[0])
-    for part, scale in zip(parts, cap_scales(parts, weights), strict=True):
-        total += part if scale == 1.0 else part * scale
+    scales = cap_scales(parts, weights)
+    first, *others = (part if scale == 1.0 else part * scale for part, scale in zip(parts, scales, strict=True))
+    total = torch.add(first, others[0]) if others else first.clone()
+    for part in others[1:]:
+        total += part
     return total.div_(float(sum(weights)))
 
 
 def cap_scales(parts: Sequence[Tensor], weights: Sequence[int]) -> list[float]:
     """Return the factor in (0, 1] for each part that keeps its norm per label within the cap; 1 below three parts."""
+    if sum(1 for weight in weights if weight) < _MIN_PARTS_FOR_CAP:
+        return [1.0] * len(parts)
     norms = [float(part.norm()) / weight if weight else 0.0 for part, weight in zip(parts, weights, strict=True)]
     given = [norm for norm, weight in zip(norms, weights, strict=True) if weight]
-    if len(given) < _MIN_PARTS_FOR_CAP:
-        return [1.0] * len(parts)
     cap = CAP_FACTOR * statistics.median(given)
     if cap == 0.0:  # most have nothing in this span: that says nothing about those who do
         return [1.0] * len(parts)
@@ -49,5 +51,5 @@ def cap_scales(parts: Sequence[Tensor], weights: Sequence[int]) -> list[float]:
 
 def squared_norm(values: Tensor) -> float:
     """Return the sum of squares of [n] fp32, computed in float64, block by block so that no block leaves the cache."""
-    blocks = (block.double() for block in values.split(_NORM_BLOCK))
+    blocks = (values[start : start + _NORM_BLOCK].double() for start in range(0, values.numel(), _NORM_BLOCK))
     return sum(float(block.dot(block)) for block in blocks)

@@ -79,6 +79,16 @@ class NodeProcess:
                 self._child.kill()
                 self._child.wait()
 
+    def kill(self) -> None:
+        """End the node as a power cut would."""
+        self._child.kill()
+        self._child.wait()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the process has ended."""
+        return self._child.poll() is not None
+
     def _note(self, event: dict[str, Any]) -> None:
         match event.get("event"):
             case "Listening":

@@ -6,7 +6,7 @@ import pytest
 from processes import potluck
 from safetensors.torch import load_file
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 def assert_same_bits(*nodes):
@@ -20,7 +20,8 @@ def assert_same_bits(*nodes):
 
 
 def test_two_nodes_train_together_through_a_kill_and_the_founders_leave(smollm2, tmp_path, recipe, data, start):
-    founder = start(tmp_path / "a", "start", recipe(smollm2), "--data", data("anna"), "--name", "anna")
+    found = ("start", recipe(smollm2), "--data", data("anna"), "--name", "anna")
+    founder = start(tmp_path / "a", *found)
     address = founder.address
     # the second node computes on another SIMD path: its gradients differ, its adapter must not
     join = ("join", address, "--data", data("bert"), "--name", "bert")
@@ -51,6 +52,17 @@ def test_two_nodes_train_together_through_a_kill_and_the_founders_leave(smollm2,
     again.wait_for(lambda n: len(n.of("Stepped")) >= steps + 3, "the other to go on without the founder", timeout=40)
     third = start(tmp_path / "c", "join", second_address, "--data", data("cleo"), "--name", "cleo")
     third.wait_for(lambda n: len(n.shared_rounds()) >= 1, "a round through an address that is not the founder's")
+
+    # the node at the address that bert was given is gone: he finds the swarm by the peers that he remembers
+    assert again.stop() == 0
+    bert = start(tmp_path / "b", *join)
+    bert.wait_for(lambda n: len(n.shared_rounds()) >= 1, "rounds without the founder's address")
+    # and the founder comes back with its own old command, to what the swarm is now
+    anna = start(tmp_path / "a", *found)
+    anna.wait_for(lambda n: len(n.shared_rounds(members=3)) >= 1, "a round of three")
+    assert anna.of("AdapterSynced"), "it follows the swarm instead of its own past"
+    third.wait_for(lambda n: len(n.shared_rounds(members=3)) >= 1, "a round of three")
+    assert_same_bits(anna, third)
 
     exported = potluck("export", "peft", "--home", tmp_path / "c", "--output", tmp_path / "adapter", "--json")
     assert exported.returncode == 0, exported.stderr

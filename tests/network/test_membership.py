@@ -43,7 +43,15 @@ class Node:
     def peer(self, addresses=(), **changes):
         progress = Progress(0, 3, "00ff", 1000, 20, 55.5, time.time())
         peer = Peer(
-            self.identity.peer_id, "näme\x1b[31m", tuple(addresses), Shard(0, 1), PeerState.TRAINING, 2.5, 77, (progress,), 0.0
+            self.identity.peer_id,
+            "näme\x1b[31m",
+            tuple(addresses),
+            Shard(0, 1),
+            PeerState.TRAINING,
+            2.5,
+            77,
+            (progress,),
+            0.0,
         )
         return dataclasses.replace(peer, **changes)
 

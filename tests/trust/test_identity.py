@@ -30,7 +30,9 @@ def test_the_key_is_kept_and_only_its_owner_can_read_it(identity):
     assert stat.S_IMODE(identity.path.stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("content", [b"", b"\x08\x00\x12", b"\x08\x00\x12\x05abc", b"x" * 40_000, b"\x08\x00\x12\x03abc"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x08\x00\x12", b"\x08\x00\x12\x05abc", b"x" * 40_000, b"\x08\x00\x12\x03abc"]
+)
 def test_a_file_that_is_no_key_is_refused_by_name(tmp_path, content):
     path = tmp_path / "identity.key"
     path.write_bytes(content)
