@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -119,7 +120,8 @@ def run_demo(output: Path, *, minutes: float, cache: Path, show: Stage) -> None:
         for node in nodes:
             node.stop()
     show.say("Comparing the base model with the adapter on what each node held out.")
-    scores = [_potluck("eval", "--home", str(node.home), "--json") for node in nodes]
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        scores = list(pool.map(lambda node: _potluck("eval", "--home", str(node.home), "--json"), nodes))
     adapter = output / "adapter"
     _potluck("export", "peft", "--home", str(nodes[0].home), "--output", str(adapter), "--json")
     answers = _potluck("chat", "--home", str(nodes[0].home), "--prompt", QUESTION, "--compare", "--json")
@@ -153,7 +155,7 @@ def _potluck(*arguments: str) -> Any:
         text=True,
         timeout=_COMMAND_S,
         check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"},
     )
     if done.returncode:
         raise NodeError(f"`potluck {arguments[0]}` failed: {done.stderr.strip()[-1500:]}")
