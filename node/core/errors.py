@@ -3,15 +3,14 @@
     NodeError(message, *, hint)              exit code
      ├─ ConfigError                          2   file, field, value, what is allowed
      ├─ NotRunning                           3   no daemon under this home
-     ├─ SwarmError (transient)               4   NoPeerReachable · RoundDropped
-     │   └─ PeerError(peer_id)                   PeerTimeout · PeerBusy(retry_after_s) · StaleVersion
+     ├─ SwarmError (transient)               4   NoPeerReachable
+     │   └─ PeerError(peer_id)                   PeerTimeout · PeerBusy(retry_after_s)
      │       └─ ProtocolViolation                not transient
      ├─ DataError                            5   file, line, what was expected
      ├─ ResourceError                        6   OutOfDeviceMemory · OutOfDisk
      ├─ RunMismatch                          7   peer and we disagree: which fields
      ├─ ModelError                           8   UnsupportedModel · WeightsMissing · BackendUnavailable
-     ├─ CheckpointError                      9
-     └─ CoordinatorError (transient)        10
+     └─ CheckpointError                      9
 
 `transient` decides whether a retry makes sense, `hint` says what the person can do, and each exit code
 has a row in `docs/operations.md`. Anything else that is raised is a bug: traceback, exit code 70.
@@ -60,10 +59,6 @@ class NoPeerReachable(SwarmError):
     """None of the given addresses answered."""
 
 
-class RoundDropped(SwarmError):
-    """An averaging round ended without a commit."""
-
-
 class PeerError(SwarmError):
     """One peer failed."""
 
@@ -82,10 +77,6 @@ class PeerBusy(PeerError):
     def __init__(self, message: str, *, peer_id: str, retry_after_s: float, hint: str = "") -> None:
         super().__init__(message, peer_id=peer_id, hint=hint)
         self.retry_after_s = retry_after_s
-
-
-class StaleVersion(PeerError):
-    """A peer holds another adapter version than the request was made for."""
 
 
 class ProtocolViolation(PeerError):
@@ -142,10 +133,3 @@ class CheckpointError(NodeError):
     """A checkpoint is torn, corrupt, or of another run."""
 
     exit_code = 9
-
-
-class CoordinatorError(NodeError):
-    """The coordinator failed; nodes go on without it."""
-
-    exit_code = 10
-    transient = True

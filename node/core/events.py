@@ -121,23 +121,6 @@ class PeerLost(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class RequestRefused(Event):
-    """A peer asked for something and was refused."""
-
-    peer_id: PeerId
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class RowsSkipped(Event):
-    """Bad rows of the data were left out because the recipe says so."""
-
-    path: str
-    count: int
-    first: str
-
-
-@dataclass(frozen=True, slots=True)
 class Fault(Event):
     """Something went wrong that the node survived."""
 

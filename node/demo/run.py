@@ -46,7 +46,7 @@ seed: 7
 potluck:
   name: demo
   averaging:
-    target_batch_tokens: 4096
+    target_batch_tokens: 2048
 """
 
 

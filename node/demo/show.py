@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -12,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from node.demo.process import NodeProcess
-from node.demo.run import Outcome
+from node.demo.run import NodeOutcome, Outcome
 from node.observe.progress import smoothed, sparkline
 from node.observe.status import human_bytes, human_seconds
 
@@ -66,6 +67,9 @@ class Show:
         self._console.print(Text("The same on two real PCs:", style="bold"))
         self._console.print(Text(f"  potluck start {outcome.recipe} --data mine.jsonl"), soft_wrap=True)
         self._console.print(Text(f"  potluck join {_NEW_ADDRESS} --data theirs.jsonl"), soft_wrap=True)
+        self._console.print(
+            Text("The second PC needs the same model file; name it there with --base-model.", style="dim")
+        )
 
     def _end_drawing(self) -> None:
         if self._live is not None and self._is_drawing:
@@ -108,20 +112,19 @@ def _plain(nodes: list[NodeProcess], seconds_left: float) -> str:
 
 def _table(outcome: Outcome) -> Table:
     table = Table(title=f"After {outcome.steps} steps together", title_justify="left")
-    table.add_column("node")
-    table.add_column("its own data")
-    for column in ("tokens seen", "rounds", "sent", "loss: base", "adapter", "perplexity: base", "adapter"):
-        table.add_column(column, justify="right")
+    table.add_column("")
     for node in outcome.nodes:
-        table.add_row(
-            node.name,
-            node.data,
-            str(node.tokens),
-            str(node.rounds),
-            human_bytes(node.bytes_sent),
-            f"{node.base['loss']:.3f}",
-            f"{node.adapter['loss']:.3f}",
-            f"{node.base['perplexity']:.1f}",
-            f"{node.adapter['perplexity']:.1f}",
-        )
+        table.add_column(Text(node.name), justify="right")
+    rows: tuple[tuple[str, Callable[[NodeOutcome], str]], ...] = (
+        ("its own data", lambda node: node.data),
+        ("tokens seen", lambda node: f"{node.tokens:,}"),
+        ("rounds", lambda node: str(node.rounds)),
+        ("bytes sent", lambda node: human_bytes(node.bytes_sent)),
+        ("held-out loss, base model", lambda node: f"{node.base['loss']:.3f}"),
+        ("held-out loss, with the adapter", lambda node: f"{node.adapter['loss']:.3f}"),
+        ("perplexity, base model", lambda node: f"{node.base['perplexity']:.1f}"),
+        ("perplexity, with the adapter", lambda node: f"{node.adapter['perplexity']:.1f}"),
+    )
+    for name, value in rows:
+        table.add_row(name, *(value(node) for node in outcome.nodes))
     return table

@@ -23,7 +23,6 @@ from node.core.events import (
     PeerLost,
     PeerSeen,
     RoundFinished,
-    RowsSkipped,
     StateChanged,
     Stepped,
 )
@@ -65,8 +64,6 @@ def headline(event: Event) -> str | None:
             return f"round for step {result.version + 1} dropped, nothing lost: {result.reason}"
         case CheckpointSaved(version, seconds, size) if seconds > 2:
             return f"saved step {version} ({size / 1e6:.0f} MB in {seconds:.1f} s)"
-        case RowsSkipped(path, count, first):
-            return f"{path}: {count} bad rows left out, the first: {first}"
         case Fault(what, hint):
             return f"{what} {hint}".strip()
         case _:
