@@ -57,7 +57,7 @@ class Exchange:
         """Return the length of a span on the wire."""
         return num_bytes(share.stop - share.start, self.codec)
 
-    def take_part(self, sender: PeerId, data: bytes) -> None:
+    def take_part(self, sender: PeerId, data: bytes | bytearray | memoryview) -> None:
         """Keep a member's part of this replica's span.
 
         Raises:
@@ -79,17 +79,21 @@ class Exchange:
         assert self.gradient is not None, "the round was sealed before it opened"
         own = self.gradient[share.start : share.stop]
         # the own part takes the same way as the others', or a lossy codec would treat members differently
-        self.parts[self.me] = decode(bytes(encode(own, self.codec)), share.stop - share.start, self.codec)
+        self.parts[self.me] = own if self.codec == "none" else self._rounded(own)
         members = [s.peer_id for s in self.shares]
         mean = weighted_mean([self.parts[peer] for peer in members], [s.weight for s in self.shares])
-        data = bytes(encode(mean, self.codec))
-        result = decode(data, share.stop - share.start, self.codec)
-        if reason := refuse(result, share.stop - share.start):
-            raise PeerLost(f"the mean is unusable: {reason}")
+        result = mean if self.codec == "none" else self._rounded(mean)
         norm_sq = squared_norm(result)
+        if reason := refuse_norm(norm_sq):  # NaN and infinity show in the norm too: one pass instead of two
+            raise PeerLost(f"the mean is unusable: {reason}")
         self.spans[self.me] = (result, norm_sq)
         self.parts.clear()
+        data = encode(result, self.codec)
         return Bulk(data, digest_of(data), norm_sq)
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        """Return what the others will decode; to encode that again gives the same bytes."""
+        return decode(bytes(encode(values, self.codec)), len(values), self.codec)
 
     def take_span(self, share: Share, bulk: Bulk) -> None:
         """Keep another member's reduced span.

@@ -20,8 +20,8 @@ def encode(values: Tensor, codec: Codec) -> memoryview:
     return values.to(_DTYPES[codec]).contiguous().view(torch.uint8).numpy().data
 
 
-def decode(data: bytes | bytearray, num_values: int, codec: Codec) -> Tensor:
-    """Return `encode`'s bytes as a flat fp32 tensor [num_values] that owns its memory.
+def decode(data: bytes | bytearray | memoryview, num_values: int, codec: Codec) -> Tensor:
+    """Return `encode`'s bytes as a flat fp32 tensor [num_values]; a bytearray may become its memory.
 
     Raises:
         ValueError: the length is wrong.
@@ -30,7 +30,9 @@ def decode(data: bytes | bytearray, num_values: int, codec: Codec) -> Tensor:
         raise ValueError(f"{len(data)} bytes for {num_values} numbers in '{codec}'")
     if not num_values:
         return torch.zeros(0)
-    return torch.frombuffer(bytearray(data), dtype=_DTYPES[codec]).to(torch.float32)
+    return torch.frombuffer(data if isinstance(data, bytearray) else bytearray(data), dtype=_DTYPES[codec]).to(
+        torch.float32
+    )
 
 
 def num_bytes(num_values: int, codec: Codec) -> int:

@@ -1,23 +1,27 @@
 """Averaging rounds over hivemind's P2P streams: the network form of what `averaging/round.py` wants done.
 
-Small messages are unary calls with a deadline each. A part and the result of its span share one stream: the member
-sends its part, the reducer answers with the reduced span. Every stream ends with an explicit last message, because
-one that merely stops looks just like one that is complete. Nothing is allocated from a length that a peer declares:
-the caller says how many bytes it expects.
+Small messages are unary calls with a deadline each. A part and the result of its span share one raw stream: a header,
+the member's part, an end; then the reduced span and an end. The explicit end with length and digest is there because a
+stream that merely stops looks just like one that is complete. Nothing is allocated from a length that a peer
+declares: the caller says how many bytes it expects. (Raw, because hivemind's message streams copy every chunk several
+times and start a task for each.)
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import zlib
 from dataclasses import dataclass
-from typing import AsyncIterator, Protocol  # noqa: UP035  (hivemind knows the stream hints of `typing` alone)
+from typing import Protocol
 
+from google.protobuf.message import DecodeError, Message
 from hivemind.p2p import P2P, P2PContext, PeerID, ServicerBase
 from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError, P2PHandlerError
+from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
 
-from node.core.round_messages import Message
+from node.core.round_messages import Message as RoundWord
 from node.core.types import PeerId
 from node.network.processes import PEER_FAILED
 from node.network.round_words import Malformed, check_round_id, from_wire, to_wire
@@ -27,6 +31,9 @@ CHUNK_BYTES = 256 * 1024
 _SEND_S = 5.0
 _CHUNK_S = 20.0
 _NAMESPACE = "potluck"
+_MAX_FRAME_BYTES = 4096
+_MAX_STREAMS = 256
+"""Streams that are served at a time; beyond that a new one is closed at once."""
 
 
 class PeerLost(Exception):
@@ -41,15 +48,16 @@ class PeerLost(Exception):
 class Bulk:
     """What came over a stream, whole: its length and digest were checked."""
 
-    data: bytes
+    data: bytes | bytearray | memoryview
     digest: bytes
+    """SHA-256 of a result; a checksum of a part, which nobody votes on."""
     norm_sq: float
 
 
 class RoundHandler(Protocol):
     """The averager behind the network."""
 
-    def received(self, sender: PeerId, message: Message) -> None:
+    def received(self, sender: PeerId, message: RoundWord) -> None:
         """Take in a word of the round from an authenticated peer."""
 
     async def expect_part(self, round: str, sender: PeerId) -> int:
@@ -75,20 +83,23 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
         self._fingerprint = fingerprint
         self._stage = stage
         self._handler: RoundHandler | None = None
+        self._num_streams = 0
 
     async def open(self, handler: RoundHandler) -> None:
         """Begin to answer."""
         self._handler = handler
         await self.add_p2p_handlers(self._p2p, namespace=self._space)
+        await self._p2p.add_binary_stream_handler(self._bulk_name, self._serve_exchange)
 
     async def close(self) -> None:
         """Answer no more."""
         self._handler = None
         await self.remove_p2p_handlers(self._p2p, namespace=self._space)
+        await self._p2p.remove_binary_stream_handler(self._bulk_name)
 
     # --- calling others --------------------------------------------------------------------------------------
 
-    async def send(self, peer: PeerId, message: Message) -> None:
+    async def send(self, peer: PeerId, message: RoundWord) -> None:
         """Deliver one word.
 
         Raises:
@@ -115,24 +126,23 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
             PeerLost: the peer broke off, was too slow, or sent something else than announced.
         """
         header = round_pb2.RoundPartHeader(fingerprint=self._fingerprint, stage=self._stage, round=round)
-
-        async def outgoing() -> AsyncIterator[round_pb2.RoundPart]:
-            yield round_pb2.RoundPart(header=header)
-            async for piece in _pieces(part):
-                yield piece
-
-        stream = None
+        writer = None
         try:
             async with asyncio.timeout(timeout_s):
-                stream = await self._stub(peer).rpc_exchange(outgoing())
-                return await _gather(stream, result_bytes)
+                target = PeerID.from_base58(peer)
+                _, reader, writer = await self._p2p.call_binary_stream_handler(target, self._bulk_name)
+                _write_frame(writer, header)
+                checksum = await _write(writer, part, _Checksum())
+                _write_frame(writer, round_pb2.RoundPartEnd(num_bytes=len(part), digest=checksum))
+                await writer.drain()
+                return await _read(reader, result_bytes, hashlib.sha256())
         except TimeoutError:
             raise PeerLost("it did not finish in time") from None
-        except (*PEER_FAILED, P2PHandlerError, Malformed) as error:
+        except (*PEER_FAILED, Malformed) as error:
             raise _lost(error) from error
         finally:
-            if stream is not None:
-                await stream.aclose()
+            if writer is not None:
+                writer.close()
 
     # --- being called ----------------------------------------------------------------------------------------
 
@@ -145,21 +155,36 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
             self._handler.received(PeerId(context.remote_id.to_base58()), message)
         return round_pb2.RoundReceipt(is_known=True)
 
-    async def rpc_exchange(
-        self, stream: AsyncIterator[round_pb2.RoundPart], context: P2PContext
-    ) -> AsyncIterator[round_pb2.RoundPart]:
-        """Take in a member's part and answer with the reduced span."""
-        sender = PeerId(context.remote_id.to_base58())
-        first = await asyncio.wait_for(anext(stream), _CHUNK_S)
+    async def _serve_exchange(
+        self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Take in a member's part and answer with the reduced span; a stream that is not in order is cut off."""
+        self._num_streams += 1
+        try:
+            if self._num_streams <= _MAX_STREAMS:
+                await self._take_and_answer(PeerId(info.peer_id.to_base58()), reader, writer)
+        except (*PEER_FAILED, Malformed, PeerLost):
+            pass  # the sender sees the cut, and the averager has said what there was to say
+        finally:
+            self._num_streams -= 1
+            writer.close()
+
+    async def _take_and_answer(
+        self, sender: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        header = round_pb2.RoundPartHeader()
+        await asyncio.wait_for(_read_frame(reader, header), _CHUNK_S)
         handler = self._handler
-        if handler is None or not self._is_mine(first.header.fingerprint, first.header.stage):
+        if handler is None or not self._is_mine(header.fingerprint, header.stage):
             raise PeerLost("I do not train that")
-        round = check_round_id(first.header.round)
+        round = check_round_id(header.round)
         expected = await handler.expect_part(round, sender)
-        part = await _gather(stream, expected)
+        part = await _read(reader, expected, _Checksum())
         result = await handler.take_part(round, sender, part)
-        async for piece in _pieces(memoryview(result.data), norm_sq=result.norm_sq, digest=result.digest):
-            yield piece
+        await _write(writer, memoryview(result.data), None)
+        end = round_pb2.RoundPartEnd(num_bytes=len(result.data), digest=result.digest, norm_sq=result.norm_sq)
+        _write_frame(writer, end)
+        await asyncio.wait_for(writer.drain(), _CHUNK_S)
 
     # --- details ---------------------------------------------------------------------------------------------
 
@@ -178,39 +203,73 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
     def _space(self) -> str:
         return f"{_NAMESPACE}/{self._fingerprint[:16]}/{self._stage}"
 
+    @property
+    def _bulk_name(self) -> str:
+        return f"{self._space}/exchange"
+
     def _is_mine(self, fingerprint: str, stage: int) -> bool:
         return fingerprint == self._fingerprint and stage == self._stage
 
 
-async def _pieces(
-    data: memoryview, *, norm_sq: float = 0.0, digest: bytes | None = None
-) -> AsyncIterator[round_pb2.RoundPart]:
-    if digest is None:
-        digest = await asyncio.to_thread(digest_of, data)
+class _Digest(Protocol):
+    def update(self, data: memoryview, /) -> None: ...
+
+    def digest(self) -> bytes: ...
+
+
+class _Checksum:
+    """CRC-32 in hashlib's shape: TLS has authenticated every byte already, and a part is never voted on."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: memoryview, /) -> None:
+        self._value = zlib.crc32(data, self._value)
+
+    def digest(self) -> bytes:
+        return self._value.to_bytes(4, "big")
+
+
+def _write_frame(writer: asyncio.StreamWriter, message: Message) -> None:
+    body = message.SerializeToString()
+    writer.write(len(body).to_bytes(4, "big") + body)
+
+
+async def _read_frame(reader: asyncio.StreamReader, message: Message) -> None:
+    size = int.from_bytes(await reader.readexactly(4), "big")
+    if size > _MAX_FRAME_BYTES:
+        raise Malformed(f"a frame of {size} bytes")
+    try:
+        message.ParseFromString(await reader.readexactly(size))
+    except DecodeError:
+        raise Malformed("that is not the expected frame") from None
+
+
+async def _write(writer: asyncio.StreamWriter, data: memoryview, digest: _Digest | None) -> bytes:
+    """Send `data` chunk by chunk, and return its digest; chunks are hashed while earlier ones travel."""
     for start in range(0, len(data), CHUNK_BYTES):
-        yield round_pb2.RoundPart(chunk=bytes(data[start : start + CHUNK_BYTES]))
-    yield round_pb2.RoundPart(end=round_pb2.RoundPartEnd(num_bytes=len(data), digest=digest, norm_sq=norm_sq))
+        chunk = data[start : start + CHUNK_BYTES]
+        writer.write(chunk)
+        if digest is not None:
+            digest.update(chunk)
+        await asyncio.wait_for(writer.drain(), _CHUNK_S)
+    return digest.digest() if digest is not None else b""
 
 
-async def _gather(stream: AsyncIterator[round_pb2.RoundPart], expected: int) -> Bulk:
-    """Collect chunks up to the last message; more or less than `expected` bytes is a violation."""
-    received = bytearray()
-    while True:
-        try:
-            piece = await asyncio.wait_for(anext(stream), _CHUNK_S)
-        except StopAsyncIteration:
-            raise Malformed("the stream was cut off") from None
-        kind = piece.WhichOneof("kind")
-        if kind == "end":
-            break
-        if kind != "chunk" or len(received) + len(piece.chunk) > expected:
-            raise Malformed("more or something else was sent than announced")
-        received += piece.chunk
-    data = bytes(received)
-    digest = await asyncio.to_thread(digest_of, data)
-    if len(data) != expected or piece.end.num_bytes != expected or digest != piece.end.digest:
+async def _read(reader: asyncio.StreamReader, expected: int, digest: _Digest) -> Bulk:
+    """Read `expected` bytes and their end; anything else is a violation."""
+    data = bytearray(expected)
+    view = memoryview(data)
+    for start in range(0, expected, CHUNK_BYTES):
+        chunk = view[start : start + CHUNK_BYTES]
+        chunk[:] = await asyncio.wait_for(reader.readexactly(len(chunk)), _CHUNK_S)
+        digest.update(chunk)
+    end = round_pb2.RoundPartEnd()
+    await asyncio.wait_for(_read_frame(reader, end), _CHUNK_S)
+    checked = digest.digest()
+    if end.num_bytes != expected or end.digest != checked:
         raise Malformed("the length or the digest does not match")
-    return Bulk(data, digest, piece.end.norm_sq)
+    return Bulk(data, checked, end.norm_sq)
 
 
 def digest_of(data: bytes | memoryview) -> bytes:

@@ -142,16 +142,6 @@ class RoundReceipt(_message.Message):
     is_known: bool
     def __init__(self, is_known: _Optional[bool] = ...) -> None: ...
 
-class RoundPart(_message.Message):
-    __slots__ = ("header", "chunk", "end")
-    HEADER_FIELD_NUMBER: _ClassVar[int]
-    CHUNK_FIELD_NUMBER: _ClassVar[int]
-    END_FIELD_NUMBER: _ClassVar[int]
-    header: RoundPartHeader
-    chunk: bytes
-    end: RoundPartEnd
-    def __init__(self, header: _Optional[_Union[RoundPartHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ..., end: _Optional[_Union[RoundPartEnd, _Mapping]] = ...) -> None: ...
-
 class RoundPartHeader(_message.Message):
     __slots__ = ("fingerprint", "stage", "round")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]

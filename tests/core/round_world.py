@@ -7,7 +7,7 @@ Written before the machine, as the specification of what the machine has to bear
 import hashlib
 import heapq
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from node.core.round_ledger import Ledger
 from node.core.round_messages import Standing
@@ -16,6 +16,7 @@ from node.core.round_state import (
     GRACE_S,
     Applied,
     Apply,
+    Broken,
     Ended,
     FellBehind,
     Lead,
@@ -34,9 +35,8 @@ from node.core.round_state import (
     SealDone,
     Send,
     SpanIn,
-    Broken,
-    SyncFailed,
     Synced,
+    SyncFailed,
     SyncStarted,
     Tick,
 )
@@ -73,6 +73,7 @@ class Replica:
     contents: dict = field(default_factory=dict)  # round -> {owner: digest}: what the spans here were made of
     parts: dict = field(default_factory=dict)  # (round, sender) -> content
     started: tuple | None = None
+    wakes_at: float | None = None
     saved: tuple = (GENESIS, "", ())
     shunned: dict = field(default_factory=dict)  # peer -> until: lost, or it held a round up
     partners: frozenset = frozenset()  # members of the round that made the bits here: they are as far, announced or not
@@ -135,8 +136,11 @@ class World:
             node.started = (node.state.round.id, self.now)
         for effect in effects:
             self.perform(node, effect)
+        if isinstance(event, Tick):
+            node.wakes_at = None
         wake = wake_at_s(node.state)
-        if wake is not None:
+        if wake is not None and wake != node.wakes_at:
+            node.wakes_at = wake
             self.run_on(node, max(0.0, wake - self.now), self.feed, node, Tick())
         self.check(node)
 
@@ -272,7 +276,8 @@ class World:
         self.feed(node, Saw(frozenset(live)))
         if node.state.phase is not Phase.IDLE or node.state.must_sync or node.syncing:
             return
-        ahead = [p for p, s in sorted(live.items()) if s.is_heavier_than(node.state.standing) and s != node.state.standing]
+        mine = node.state.standing
+        ahead = [p for p, s in sorted(live.items()) if s != mine and s.is_heavier_than(mine)]
         if ahead:
             self.feed(node, SyncStarted())
             self.sync(node, max(ahead, key=lambda p: (live[p].committed_tokens, p)))
@@ -354,7 +359,7 @@ class World:
     def revive(self, node):
         standing, base_round, lineage = node.saved
         node.life += 1
-        node.is_up, node.syncing, node.sealing, node.started = True, False, 0, None
+        node.is_up, node.syncing, node.sealing, node.started, node.wakes_at = True, False, 0, None, None
         node.state = self.fresh_state(node.id, standing, base_round)
         node.ledger = Ledger(lineage=lineage)
         node.partners, node.shunned = frozenset(), {}
@@ -409,6 +414,12 @@ class World:
             missing = [batch for batch, count in counts.items() if count == 0]
             assert not twice, f"{node.id}: counted twice: {twice}"
             assert len(missing) == node.lost, f"{node.id}: {len(missing)} are missing, {node.lost} said to be lost"
+
+    def is_settled(self):
+        """Whether everything that is up has come together, with nothing left to bring."""
+        up = [node for node in self.nodes.values() if node.is_up]
+        is_done = all(n.state.phase is Phase.IDLE and not n.fresh and not n.ledger.pending for n in up)
+        return is_done and len({n.state.standing for n in up}) <= 1
 
     def standings(self):
         return {node.id: node.state.standing for node in self.nodes.values() if node.is_up}

@@ -88,7 +88,9 @@ async def serve(pipe, home, codec, num_values):
     settings = AveragerSettings(stage=0, num_values=num_values, codec=codec)
     averager = Averager(strategy, transport, settings, me=running.peer_id, events=events, hook=trap)
     ended = []
-    events.subscribe(lambda event: ended.append((time.time(), event.result)) if isinstance(event, RoundFinished) else None)
+    events.subscribe(
+        lambda event: ended.append((time.time(), event.result)) if isinstance(event, RoundFinished) else None
+    )
     await averager.open()
     pipe.send((running.peer_id, (await running.addresses())[0], running.pid))
     while True:
@@ -120,15 +122,6 @@ async def serve(pipe, home, codec, num_values):
                 await averager.until_idle()
                 counted = [int(strategy.counts[coordinate(batch)]) for batch in arguments[0]]
                 reply = (strategy.standing, counted, averager.pending_tokens + strategy.tokens, averager.dead)
-            case "bench":
-                reply = []
-                for _ in range(arguments[0]):
-                    strategy.train(range(3))
-                    started, before = time.perf_counter(), len(ended)
-                    averager.lead(*arguments[1:3], budget_s=30.0)
-                    while len(ended) == before:
-                        await asyncio.sleep(0)
-                    reply.append((time.perf_counter() - started, ended[-1][1].status.value, ended[-1][1].bytes_sent))
             case "close":
                 await averager.close()
                 await running.close()

@@ -1,10 +1,10 @@
-"""Three real processes on loopback; one is killed at each step of the protocol. The others stay equal and lose nothing."""
+"""Three real processes on loopback, one killed at each step of the protocol: the others stay equal and lose nothing."""
 
 import multiprocessing
 import os
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import round_member
@@ -53,10 +53,8 @@ def swarm(folder, size=3, codec="none"):
     finally:
         for member in members:
             for pid in (member.process.pid, getattr(member, "p2pd", None)):
-                try:
+                with suppress(ProcessLookupError, TypeError):
                     os.kill(pid, signal.SIGKILL)
-                except (ProcessLookupError, TypeError):
-                    pass
             member.process.join(5)
 
 
@@ -77,7 +75,9 @@ def test_three_members_commit_the_same_bytes_and_count_everything_once(tmp_path)
             _, ended = call_round(members[0], members, dict.fromkeys(members, round))
             assert {rounds[-1][1].status.value for rounds in ended.values()} == {"committed"}, ended
 
-        seen = [m.ask("look", [*members[0].batches, *members[1].batches, *members[2].batches, 9002, 9003]) for m in members]
+        seen = [
+            m.ask("look", [*members[0].batches, *members[1].batches, *members[2].batches, 9002, 9003]) for m in members
+        ]
         assert len({standing for standing, *_ in seen}) == 1
         assert seen[0][0].version == 3
         for _, counted, pending, _ in seen:
@@ -96,7 +96,14 @@ def test_bf16_members_hold_the_same_bits(tmp_path):
 
 
 STEPS_OF_A_MEMBER = ["before Answer", "while sending", "while reducing", "while gathering", "before Vote"]
-STEPS_OF_THE_LEADER = ["before Call", "before Open", "while sending", "while reducing", "while gathering", "before Verdict"]
+STEPS_OF_THE_LEADER = [
+    "before Call",
+    "before Open",
+    "while sending",
+    "while reducing",
+    "while gathering",
+    "before Verdict",
+]
 
 
 @pytest.mark.parametrize(
