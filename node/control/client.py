@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self, TypeVar
 
 import grpc
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from node.control.server import POINTER
 from node.core.errors import NodeError, NotRunning
@@ -17,14 +17,24 @@ from node.v1 import control_pb2, control_pb2_grpc
 R = TypeVar("R")
 _TIMEOUT_S = 10.0
 _SAVE_TIMEOUT_S = 120.0
+_MAX_POINTER_BYTES = 4096
+
+
+class _Pointer(BaseModel):
+    """Where the running node listens, as it left it in its home."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pid: int = Field(gt=0, lt=1 << 31)
+    address: str = Field(pattern=r"^unix:/[^\0]{1,200}$")
 
 
 def running_pid(home: Path) -> int | None:
     """Return the process id of the node that runs under `home`, or None."""
     try:
-        pid = int(str(_pointer(home)["pid"]))
+        pid = _pointer(home).pid
         os.kill(pid, 0)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+    except (OSError, ValidationError):
         return None
     return pid
 
@@ -45,7 +55,7 @@ class ControlClient:
                 "or name its home with --home.",
             )
         self._home = home
-        self._channel = grpc.insecure_channel(str(_pointer(home)["address"]))
+        self._channel = grpc.insecure_channel(_pointer(home).address)
         self._stub = control_pb2_grpc.ControlStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
@@ -83,9 +93,6 @@ class ControlClient:
             ) from error
 
 
-def _pointer(home: Path) -> dict[str, object]:
-    data = (home / POINTER).read_bytes()[:4096]
-    loaded = json.loads(data)
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{home / POINTER} is not a pointer to a node")
-    return loaded
+def _pointer(home: Path) -> _Pointer:
+    with (home / POINTER).open("rb") as file:
+        return _Pointer.model_validate_json(file.read(_MAX_POINTER_BYTES))
