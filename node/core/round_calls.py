@@ -21,6 +21,7 @@ from node.core.round_messages import (
 )
 from node.core.round_state import (
     GRACE_S,
+    Effect,
     Ended,
     HeldCall,
     Lead,
@@ -76,16 +77,16 @@ def receive_call(state: RoundState, sender: PeerId, call: Call, now_s: float) ->
     proven = _commit_proven_by(state, call)
     if proven is not None:
         committed, effects = proven
-        return _hold(committed, sender, call, now_s), effects
-    if state.phase is Phase.APPLYING or (
-        state.phase in (Phase.VOTED, Phase.DOUBTING) and call.standing.version == state.standing.version + 1
-    ):
-        return _hold(state, sender, call, now_s), ()
+        committed, more = _hold(committed, sender, call, now_s)
+        return committed, effects + more
+    is_under_way = state.phase in (Phase.VOTED, Phase.DOUBTING, Phase.APPLYING)
+    if is_under_way and call.standing.version == state.standing.version + 1:
+        return _hold(state, sender, call, now_s)
     if state.must_sync:
         return _refuse(state, sender, call, Reason.SYNCING)
     if state.phase is Phase.IDLE:
         return _join(state, sender, call, now_s)
-    if state.phase in (Phase.VOTED, Phase.DOUBTING) or not _gives_way_to(state, sender, call):
+    if is_under_way or not _gives_way_to(state, sender, call):
         return _refuse(state, sender, call, Reason.BUSY)
     round = state.round
     assert round is not None
@@ -218,10 +219,15 @@ def _gives_way_to(state: RoundState, sender: PeerId, call: Call) -> bool:
     return sender <= round.leader
 
 
-def _hold(state: RoundState, sender: PeerId, call: Call, now_s: float) -> RoundState:
-    if state.held is not None and state.held.caller <= sender and state.held.until_s > now_s:
-        return state
-    return replace(state, held=HeldCall(sender, call, now_s + call.budget_s))
+def _hold(state: RoundState, sender: PeerId, call: Call, now_s: float) -> Step:
+    """Keep one call for later, the one of the lowest id; the other caller hears at once that it is in vain."""
+    held = state.held
+    if held is not None and held.caller <= sender and held.until_s > now_s:
+        return (state, ()) if held.call.round == call.round else _refuse(state, sender, call, Reason.BUSY)
+    effects: tuple[Effect, ...] = ()
+    if held is not None and held.caller != sender:
+        state, effects = _refuse(state, held.caller, held.call, Reason.BUSY)
+    return replace(state, held=HeldCall(sender, call, now_s + call.budget_s)), effects
 
 
 def _refuse(state: RoundState, sender: PeerId, call: Call, reason: Reason) -> Step:
