@@ -26,7 +26,7 @@ class _Pointer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pid: int = Field(gt=0, lt=1 << 31)
-    address: str = Field(pattern=r"^unix:/[^\0]{1,200}$")
+    address: str = Field(pattern=r"^unix:/", max_length=200)
 
 
 def running_pid(home: Path) -> int | None:
