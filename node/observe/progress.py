@@ -27,7 +27,7 @@ from node.core.events import (
     Stepped,
 )
 from node.core.types import RoundStatus
-from node.observe.status import human_seconds, perplexity
+from node.observe.status import human_peers, human_seconds, perplexity
 from node.v1 import control_pb2
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -89,7 +89,7 @@ class PlainProgress:
         parts = [f"step {event.version}/{status.max_steps}"]
         if status.HasField("loss"):
             parts.append(f"loss {status.loss:.3f}")
-        parts += [f"{status.tokens_per_s:.0f} tokens/s", f"{len(status.peers)} peers"]
+        parts += [f"{status.tokens_per_s:.0f} tokens/s", human_peers(len(status.peers))]
         if status.rounds and status.rounds[-1].members > 1:
             parts.append(f"round {status.rounds[-1].seconds:.2f} s")
         if status.HasField("seconds_left"):
@@ -136,7 +136,7 @@ class LiveProgress:
             rows.add_row("held-out", Text(f"{status.held_out_loss:.3f}"))
         share = 100 * status.tokens_towards_next / status.target_batch_tokens if status.target_batch_tokens else 0
         rows.add_row("next round", Text(f"{min(share, 100):.0f} %"))
-        rows.add_row("speed", Text(f"{status.tokens_per_s:.0f} tokens/s, {len(status.peers)} peers"))
+        rows.add_row("speed", Text(f"{status.tokens_per_s:.0f} tokens/s, {human_peers(len(status.peers))}"))
         for peer in status.peers:
             mark = "this node" if peer.is_me else f"…{peer.peer_id[-6:]}"
             rows.add_row("", Text(f"{peer.name} ({mark})  {peer.state}  {peer.tokens_per_s:.0f} tokens/s"))

@@ -29,6 +29,11 @@ def human_seconds(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def human_peers(count: int) -> str:
+    """Return how many peers there are, as people say it."""
+    return "alone" if count <= 1 else f"{count} peers"
+
+
 def perplexity(loss: float) -> float:
     """Return e^loss, infinity where a float cannot hold it."""
     return math.exp(loss) if loss < 700 else math.inf
@@ -57,7 +62,7 @@ def _facts(status: control_pb2.GetStatusResponse) -> list[tuple[str, str]]:
         ("state", status.state),
         ("step", f"{status.version} of {status.max_steps}, {share}"),
         ("adapter", f"{status.adapter_hash[:16]}"),
-        ("swarm", f"{len(status.peers)} peers, {status.tokens_per_s:.0f} tokens/s"),
+        ("swarm", f"{human_peers(len(status.peers))}, {status.tokens_per_s:.0f} tokens/s"),
     ]
     if status.HasField("loss"):
         facts.append(("loss", f"{status.loss:.3f}"))
