@@ -36,8 +36,8 @@ class Ledger(Generic[T]):
 
     entries: tuple[Entry[T], ...] = ()
     lineage: tuple[str, ...] = ()
-    given: tuple[tuple[str, int], ...] = ()
-    """Own tokens in the latest committed rounds, whether their entries are still here or not."""
+    gone: tuple[tuple[frozenset[str], int], ...] = ()
+    """Rounds and tokens of spent entries whose sums are no longer kept: enough to say what was lost."""
 
     @property
     def pending(self) -> tuple[Entry[T], ...]:
@@ -60,17 +60,18 @@ class Ledger(Generic[T]):
             round: The id of the round.
             shared: Others built on this replica's bits with it, which confirms all rounds before it.
         """
-        kept = tuple(entry for entry in self.entries if not (shared and entry.spent_in))
-        spent = tuple(
-            replace(entry, spent_in=round) if not entry.spent_in and round in entry.rounds else entry for entry in kept
+        lineage = (*self.lineage, round)[-LINEAGE_ROUNDS:]
+        entries = tuple(
+            replace(entry, spent_in=round) if not entry.spent_in and round in entry.rounds else entry
+            for entry in self.entries
         )
-        tokens = sum(entry.tokens for entry in spent if entry.spent_in == round)
-        num_over = max(0, sum(1 for entry in spent if entry.spent_in) - KEPT_ENTRIES)
-        too_old = [entry for entry in spent if entry.spent_in][:num_over]
+        spent = [entry for entry in entries if entry.spent_in]
+        let_go = [entry for entry in spent if shared and entry.spent_in != round] or spent[:-KEPT_ENTRIES]
+        gone = (*self.gone, *((entry.rounds, entry.tokens) for entry in let_go))
         return Ledger(
-            entries=tuple(entry for entry in spent if not any(entry is old for old in too_old)),
-            lineage=(*self.lineage, round)[-LINEAGE_ROUNDS:],
-            given=(*self.given, (round, tokens))[-LINEAGE_ROUNDS:],
+            entries=tuple(entry for entry in entries if not any(entry is old for old in let_go)),
+            lineage=lineage,
+            gone=tuple((rounds, tokens) for rounds, tokens in gone if rounds.intersection(lineage)),
         )
 
     def moved(self, lineage: tuple[str, ...]) -> tuple[Ledger[T], int]:
@@ -84,16 +85,17 @@ class Ledger(Generic[T]):
             kept): the caller tells the person.
         """
         theirs = frozenset(lineage)
+        in_common = [index for index, round in enumerate(self.lineage) if round in theirs]
+        if in_common:  # what lies before the fork is shared, though a lineage remembers only its latest rounds
+            theirs |= frozenset(self.lineage[: in_common[-1] + 1])
         # With nothing in common left in view, it cannot be told whether an old round is behind the new bits.
-        is_out_of_view = len(lineage) >= LINEAGE_ROUNDS and not theirs.intersection(self.lineage)
-        kept = tuple(
-            replace(entry, spent_in="")
-            for entry in self.entries
-            if not (entry.rounds & theirs) and not (is_out_of_view and entry.rounds)
-        )
-        lost = 0
-        for round, tokens in self.given:
-            if round not in theirs:
-                lost += tokens - sum(entry.tokens for entry in self.entries if entry.spent_in == round)
-        given = tuple((round, tokens) for round, tokens in self.given if round in theirs)
-        return Ledger(entries=kept, lineage=lineage[-LINEAGE_ROUNDS:], given=given), lost
+        is_out_of_view = len(lineage) >= LINEAGE_ROUNDS and not in_common
+        back = [entry for entry in self.entries if not entry.rounds & theirs]
+        kept = [entry for entry in back if not (is_out_of_view and entry.rounds)]
+        lost = sum(tokens for rounds, tokens in self.gone if not rounds & theirs)
+        lost += sum(entry.tokens for entry in back) - sum(entry.tokens for entry in kept)
+        return Ledger(
+            entries=tuple(replace(entry, spent_in="") for entry in kept),
+            lineage=lineage[-LINEAGE_ROUNDS:],
+            gone=tuple((rounds, tokens) for rounds, tokens in self.gone if rounds & theirs),
+        ), lost
