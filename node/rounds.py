@@ -209,7 +209,11 @@ class Rounds:
     def _without(self) -> frozenset[PeerId]:
         version = self._progress().version
         passed = {peer for peer, at in self._passed_over.items() if at == version}
-        return self._averager.left_out() | passed
+        left_out = self._averager.left_out()
+        alive = self._alive(self.view())
+        if 2 * len(alive - left_out) <= len(alive):
+            left_out = frozenset()  # without them there is no quorum, so they are given another chance
+        return left_out | passed
 
     def _is_behind(self) -> bool:
         if peer_ahead(self.view(), self._progress()) is None or not self._averager.is_idle:

@@ -66,7 +66,7 @@ class Exchange:
         size = self.mine.stop - self.mine.start
         values = decode(data, size, self.codec)
         if reason := refuse(values, size):
-            raise PeerLost(f"its part is unusable: {reason}")
+            raise PeerLost(f"its part is unusable: {reason}", is_to_blame=True)
         self.parts[sender] = values
 
     def reduce(self) -> Bulk:
@@ -104,7 +104,7 @@ class Exchange:
         size = share.stop - share.start
         values = decode(bulk.data, size, self.codec)
         if reason := refuse(values, size) or refuse_norm(bulk.norm_sq):
-            raise PeerLost(f"its result is unusable: {reason}")
+            raise PeerLost(f"its result is unusable: {reason}", is_to_blame=True)
         self.spans[share.peer_id] = (values, bulk.norm_sq)
 
     def close(self) -> None:

@@ -303,7 +303,8 @@ class Averager:
         except PeerLost as error:
             if error.is_refused:
                 self.dead.add(share.peer_id)
-            self._feed(Broken(round, share.peer_id, f"the exchange with …{share.peer_id[-6:]} failed: {error}"))
+            suspect = share.peer_id if error.is_to_blame else None
+            self._feed(Broken(round, suspect, f"the exchange with …{share.peer_id[-6:]} failed: {error}"))
             return
         self._feed(SpanIn(round, share.peer_id, f"{bulk.digest.hex()}:{bulk.norm_sq!r}"))
 

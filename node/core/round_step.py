@@ -242,14 +242,23 @@ def _lost(state: RoundState, peer: PeerId, now_s: float, *, refused: bool) -> St
     if is_leader and state.phase in (Phase.EXCHANGING, Phase.VOTED):
         if peer not in round.members or peer in round.votes:
             return state, ()
-        return drop(state, "a member was lost", culprits=frozenset({peer}))
+        return _drop_with_lost(state, "a member was lost", peer, refused=refused)
     if peer != round.leader or is_leader:
         return state, ()
     if state.phase is Phase.VOTED:
         return _doubt(state, now_s, lost=(peer,))
     if state.phase in (Phase.ANSWERED, Phase.EXCHANGING):
-        return drop(state, "the leader was lost", culprits=frozenset({peer}))
+        return _drop_with_lost(state, "the leader was lost", peer, refused=refused)
     return state, ()
+
+
+def _drop_with_lost(state: RoundState, reason: str, peer: PeerId, *, refused: bool) -> Step:
+    """Drop because of a lost peer; one that is dead is no culprit, and is welcome as soon as it is back."""
+    round = state.round
+    assert round is not None
+    if not refused:
+        return drop(state, reason, culprits=frozenset({peer}))
+    return drop(replace(state, round=replace(round, dead=round.dead | {peer})), reason)
 
 
 def _tick(state: RoundState, now_s: float) -> Step:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import zlib
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,16 +33,24 @@ _SEND_S = 5.0
 _CHUNK_S = 20.0
 _NAMESPACE = "potluck"
 _MAX_FRAME_BYTES = 4096
+_BACKED_OFF = re.compile(r"\[/ip[46]/([0-9a-fA-F.:]+)/tcp/(\d+)[^\]]*\] dial backoff")
+_MAX_KNOCKS = 8
+_KNOCK_S = 1.0
 _MAX_STREAMS = 256
 """Streams that are served at a time; beyond that a new one is closed at once."""
 
 
 class PeerLost(Exception):
-    """A peer could not be reached or broke off; `is_refused` if nobody is there at all."""
+    """A peer could not be reached or broke off.
 
-    def __init__(self, reason: str, *, is_refused: bool = False) -> None:
+    `is_refused`: nobody is there at all. `is_to_blame`: it was too slow, or sent what it should not; a stream that was
+    only cut blames nobody, because an innocent member cuts its streams too when it drops the round.
+    """
+
+    def __init__(self, reason: str, *, is_refused: bool = False, is_to_blame: bool = False) -> None:
         super().__init__(reason)
         self.is_refused = is_refused
+        self.is_to_blame = is_to_blame
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +146,9 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
                 await writer.drain()
                 return await _read(reader, result_bytes, hashlib.sha256())
         except TimeoutError:
-            raise PeerLost("it did not finish in time") from None
+            raise PeerLost("it did not finish in time", is_to_blame=True) from None
         except (*PEER_FAILED, Malformed) as error:
-            raise _lost(error) from error
+            raise await _lost(error) from error
         finally:
             if writer is not None:
                 writer.close()
@@ -192,7 +201,7 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
         try:
             receipt = await self._stub(peer).rpc_word(wire, timeout=_SEND_S)
         except (*PEER_FAILED, P2PHandlerError) as error:
-            raise _lost(error) from error
+            raise await _lost(error) from error
         if not receipt.is_known:
             raise PeerLost("it does not train this")
 
@@ -277,12 +286,35 @@ def digest_of(data: bytes | memoryview) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _lost(error: BaseException) -> PeerLost:
+async def _lost(error: BaseException) -> PeerLost:
     """Tell a peer that is not there from one that broke off or refused."""
     text = str(error)
     is_dial = isinstance(error, (P2PDaemonError, ControlFailure)) and not isinstance(error, P2PHandlerError)
     lowered = text.lower()
-    is_refused = is_dial and any(
-        sign in lowered for sign in ("connection refused", "no addresses", "routing: not found")
+    is_refused = is_dial and (
+        any(sign in lowered for sign in ("connection refused", "no addresses", "routing: not found"))
+        or ("dial backoff" in lowered and await _is_nobody_there(text))
     )
-    return PeerLost(text[:200] or type(error).__name__, is_refused=is_refused)
+    is_to_blame = isinstance(error, (Malformed, TimeoutError))
+    return PeerLost(text[:200] or type(error).__name__, is_refused=is_refused, is_to_blame=is_to_blame)
+
+
+async def _is_nobody_there(dial_error: str) -> bool:
+    """Knock at the addresses of a failed dial: whether none of them has a listener.
+
+    After a dial that failed, libp2p refuses for some seconds to dial again and says only "dial backoff", whoever in
+    this node dialled first and why ever it failed.
+    """
+    doors = _BACKED_OFF.findall(dial_error)[:_MAX_KNOCKS]
+    return bool(doors) and all(await asyncio.gather(*(_refuses(host, int(port)) for host, port in doors)))
+
+
+async def _refuses(host: str, port: int) -> bool:
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), _KNOCK_S)
+    except ConnectionRefusedError:
+        return True
+    except (OSError, TimeoutError):
+        return False  # unreachable is not dead
+    writer.close()
+    return False

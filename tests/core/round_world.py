@@ -368,11 +368,10 @@ class World:
             self.after(0.1, start, node.id, node.life)
 
     def quiet(self):
-        """No more faults and no more work: what is there has to come together."""
+        """No more faults and no more work: what is there has to come together from the returned time on."""
         self.heal()
         self.training, self.duplicates, self.loss, self.liars = False, 0.0, 0.0, {}
-        for node in self.nodes.values():
-            node.stalled_until = min(node.stalled_until, self.now)
+        return max([self.now, *(node.stalled_until for node in self.nodes.values())])
 
     # --- what must hold at every moment ----------------------------------------------------------------------
     def check(self, node):
@@ -418,7 +417,7 @@ class World:
     def is_settled(self):
         """Whether everything that is up has come together, with nothing left to bring."""
         up = [node for node in self.nodes.values() if node.is_up]
-        is_done = all(n.state.phase is Phase.IDLE and not n.fresh and not n.ledger.pending for n in up)
+        is_done = all(not n.fresh and not n.ledger.pending for n in up)
         return is_done and len({n.state.standing for n in up}) <= 1
 
     def standings(self):

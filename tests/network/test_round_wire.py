@@ -1,0 +1,202 @@
+"""The round's words and bulk on the wire: what comes in is checked before anything is done with it."""
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+
+import pytest
+import torch
+from google.protobuf.message import DecodeError
+from hivemind.p2p import PeerID
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.core.round_messages import (
+    Answer,
+    Ask,
+    Call,
+    Fail,
+    Knowledge,
+    Open,
+    Reason,
+    Refusal,
+    Share,
+    Standing,
+    Tell,
+    Verdict,
+    Vote,
+)
+from node.network.compression import decode, encode, num_bytes
+from node.network.processes import start_p2p
+from node.network.round_words import Malformed, from_wire, to_wire
+from node.network.rounds import Bulk, PeerLost, RoundTransport, digest_of
+from node.trust.identity import Identity
+from node.v1 import round_pb2
+
+PEERS = ["QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N", "QmcgpsyWgH8Y8ajJz1Cu72KnS5uo2Aa2LpzU7kinSupNKC"]
+STANDING = Standing(7, "0f", 1234)
+WORDS = [
+    Call("r.1", STANDING, "r.0", 2.5, "100/none/mean"),
+    Answer("r.1", 5, 9, frozenset(PEERS)),
+    Refusal("r.1", Reason.BEHIND, STANDING),
+    Open("r.1", (Share(PEERS[0], 5, 9, 0, 50), Share(PEERS[1], 0, 0, 50, 100))),
+    Fail("r.1", PEERS[0], "why"),
+    Fail("r.1", None, ""),
+    Vote("r.1", "ab" * 32),
+    Verdict("r.1", committed=True, digest="ab" * 32, reason=""),
+    Ask("r.1"),
+    Tell("r.1", Knowledge.GAVE_UP, ""),
+]
+
+
+@pytest.mark.parametrize("word", WORDS, ids=lambda word: type(word).__name__)
+def test_words_come_back_as_they_went(word):
+    wire = to_wire(word, fingerprint="f", stage=0)
+
+    assert from_wire(round_pb2.RoundMessage.FromString(wire.SerializeToString())) == word
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_malformed_or_a_word_and_nothing_else(data):
+    wire = round_pb2.RoundMessage()
+    try:
+        wire.ParseFromString(data)
+    except DecodeError:  # protobuf's own refusal, before our code sees anything
+        return
+    with suppress(Malformed):
+        from_wire(wire)
+
+
+def spoil(word, **changes):
+    wire = to_wire(word, fingerprint="f", stage=0)
+    for path, value in changes.items():
+        *parents, name = path.split("__")
+        target = wire
+        for parent in parents:
+            target = getattr(target, parent)
+        setattr(target, name, value)
+    return wire
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        spoil(WORDS[0], round=""),
+        spoil(WORDS[0], round="x" * 129),
+        spoil(WORDS[0], call__budget_s=float("nan")),
+        spoil(WORDS[0], call__budget_s=-1.0),
+        spoil(WORDS[0], call__budget_s=1e9),
+        spoil(WORDS[0], call__settings="s" * 201),
+        spoil(WORDS[0], call__standing__base_hash="not hex"),
+        spoil(WORDS[0], call__standing__version=2**63),
+        spoil(WORDS[1], answer__weight=2**63),
+        spoil(WORDS[2], refusal__reason=99),
+        spoil(WORDS[6], vote__digest="../../x"),
+        spoil(WORDS[9], tell__knowledge=0),
+        round_pb2.RoundMessage(round="r.1"),
+        round_pb2.RoundMessage(round="r.1", answer=round_pb2.RoundAnswer(alive=["nobody"])),
+        round_pb2.RoundMessage(round="r.1", answer=round_pb2.RoundAnswer(alive=PEERS * 200)),
+    ],
+)
+def test_values_out_of_bounds_are_malformed(wire):
+    with pytest.raises(Malformed):
+        from_wire(wire)
+
+
+@pytest.mark.parametrize("codec", ["none", "bf16"])
+def test_what_was_decoded_encodes_to_the_same_bytes(codec):
+    values = torch.randn(1001)
+
+    data = bytes(encode(values, codec))
+    again = decode(data, 1001, codec)
+
+    assert len(data) == num_bytes(1001, codec)
+    assert bytes(encode(again, codec)) == data
+    torch.testing.assert_close(again, values, rtol=0 if codec == "none" else 2**-8, atol=0)
+
+
+def test_a_wrong_length_is_not_decoded():
+    with pytest.raises(ValueError, match="bytes for"):
+        decode(b"1234567", 2, "none")
+
+
+class Reducer:
+    """Answers every part with its own bytes backwards."""
+
+    def __init__(self):
+        self.words, self.parts, self.lies = [], [], ""
+
+    def received(self, sender, message):
+        self.words.append((sender, message))
+
+    async def expect_part(self, round, sender):
+        if round != "r.1":
+            raise PeerLost("I am not in that round")
+        return 600_000
+
+    async def take_part(self, round, sender, part):
+        self.parts.append((sender, bytes(part.data)))
+        data = bytes(part.data)[::-1]
+        digest = bytes(32) if self.lies == "digest" else digest_of(data)
+        return Bulk(data[:-1] if self.lies == "length" else data, digest, 2.5)
+
+
+@pytest.mark.swarm
+async def test_bulk_goes_there_and_back_and_every_irregularity_is_a_lost_peer(tmp_path):
+    async with AsyncExitStack() as stack:
+        ends = []
+        for name in "ab":
+            identity = Identity.load_or_create(tmp_path / name / "identity.key")
+            running = await start_p2p(tmp_path / name, identity_path=identity.path, listen=["/ip4/127.0.0.1/tcp/0"])
+            stack.push_async_callback(running.close)
+            transport, reducer = RoundTransport(running.p2p, fingerprint="ab" * 32, stage=0), Reducer()
+            await transport.open(reducer)
+            ends.append((running, transport, reducer))
+        (here, mine, _), (there, _, reducer) = ends
+        await here.connect((await there.addresses())[0])
+        part = bytes(range(256)) * 2343 + bytes(192)
+
+        async def exchange(round="r.1", data=part, result_bytes=600_000, timeout_s=10.0):
+            return await mine.exchange(
+                there.peer_id, round, memoryview(data), result_bytes=result_bytes, timeout_s=timeout_s
+            )
+
+        result = await exchange()
+        assert bytes(result.data) == part[::-1]
+        assert result.digest == digest_of(part[::-1])
+        assert result.norm_sq == 2.5
+        assert reducer.parts == [(here.peer_id, part)]
+
+        await mine.send(there.peer_id, WORDS[0])
+        assert reducer.words == [(here.peer_id, WORDS[0])]
+        await mine.ping(there.peer_id)
+
+        for attempt in (
+            exchange(round="r.2"),  # not open there
+            exchange(data=part[:-1]),
+            exchange(data=part + b"x"),
+            exchange(result_bytes=599_999),
+        ):
+            with pytest.raises(PeerLost):
+                await asyncio.wait_for(attempt, 15)
+        for lie in ("digest", "length"):
+            reducer.lies = lie
+            with pytest.raises(PeerLost):
+                await exchange()
+        assert len(reducer.parts) == 4, "the spoilt parts were handed on"
+
+        # a sender that stops in the middle: nothing is handed on, and nothing hangs
+        name = mine._bulk_name
+        _, _, writer = await here.p2p.call_binary_stream_handler(PeerID.from_base58(there.peer_id), name)
+        writer.write(b"\x00\x00\xff\xff")  # a header of 64 KiB is announced
+        await writer.drain()
+        writer.close()
+        await asyncio.sleep(0.1)
+        assert len(reducer.parts) == 4
+
+        await there.close()
+        with pytest.raises(PeerLost) as lost:
+            await mine.ping(there.peer_id)
+        assert lost.value.is_refused
+        with pytest.raises(PeerLost) as lost:
+            await mine.ping(there.peer_id)
+        assert lost.value.is_refused, "the second time too"
