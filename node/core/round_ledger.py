@@ -90,12 +90,15 @@ class Ledger(Generic[T]):
             theirs |= frozenset(self.lineage[: in_common[-1] + 1])
         # With nothing in common left in view, it cannot be told whether an old round is behind the new bits.
         is_out_of_view = len(lineage) >= LINEAGE_ROUNDS and not in_common
-        back = [entry for entry in self.entries if not entry.rounds & theirs]
-        kept = [entry for entry in back if not (is_out_of_view and entry.rounds)]
+        carried = [entry for entry in self.entries if entry.rounds & theirs]
+        hopeless = [entry for entry in self.entries if is_out_of_view and entry.rounds and not entry.rounds & theirs]
+        let_go = carried[:-KEPT_ENTRIES]  # the others stay: this lineage too may turn out to be abandoned
+        kept = [entry for entry in self.entries if not any(entry is other for other in (*let_go, *hopeless))]
+        gone = (*self.gone, *((entry.rounds, entry.tokens) for entry in let_go))
         lost = sum(tokens for rounds, tokens in self.gone if not rounds & theirs)
-        lost += sum(entry.tokens for entry in back) - sum(entry.tokens for entry in kept)
+        lost += sum(entry.tokens for entry in hopeless)
         return Ledger(
-            entries=tuple(replace(entry, spent_in="") for entry in kept),
+            entries=tuple(replace(entry, spent_in=min(entry.rounds & theirs, default="")) for entry in kept),
             lineage=lineage[-LINEAGE_ROUNDS:],
-            gone=tuple((rounds, tokens) for rounds, tokens in self.gone if rounds & theirs),
+            gone=tuple((rounds, tokens) for rounds, tokens in gone if rounds & theirs),
         ), lost
