@@ -114,6 +114,14 @@ class ChatRenderer:
         needs_eos = not any(match.end() == len(tail) for match in self._special.finditer(tail))
         return Rendered(full if not needs_eos else full[: spans[-1][1]], tuple(spans), needs_eos)
 
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """Return the text that a model continues with its answer to these messages.
+
+        Raises:
+            RowError: The template refuses this conversation.
+        """
+        return self._render(messages, True)
+
     def _span(self, messages: Sequence[Message], index: int, full: str) -> Span:
         """Return the characters that the model has to produce for turn `index`.
 

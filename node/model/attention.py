@@ -21,8 +21,11 @@ from transformers import AttentionInterface
 NAME = "potluck"
 """The name under which transformers' models find this attention."""
 
-_BLOCK = 256
-"""Queries of a block."""
+_BLOCK = 128
+"""Queries of a block on a CPU, where the scores should stay in the cache (measured: 512 take a fifth longer)."""
+
+_GPU_BLOCK = 1024
+"""Queries of a block on other devices, where every operation costs its start."""
 
 
 class _Block(NamedTuple):
@@ -97,12 +100,13 @@ def _attend_last(
     return torch.bmm(torch.softmax(scores, dim=-1), value).view(1, 1, -1, query.shape[-1])
 
 
-def _blocks(lengths: Sequence[int], window: int | None) -> Iterator[_Block]:
+def _blocks(lengths: Sequence[int], window: int | None, device: torch.device) -> Iterator[_Block]:
+    size = _BLOCK if device.type == "cpu" else _GPU_BLOCK
     document = 0
     for length in lengths:
-        for start in range(document, document + length, _BLOCK):
+        for start in range(document, document + length, size):
             first = document if window is None else max(document, start - window + 1)
-            yield _Block(first, start, min(start + _BLOCK, document + length))
+            yield _Block(first, start, min(start + size, document + length))
         document += length
 
 
@@ -123,7 +127,7 @@ class _PackedAttention(torch.autograd.Function):
         scaled = _grouped(query, key.shape[0]) * scaling
         output = torch.empty_like(scaled)
         masks = _Masks(group, window, scaled)
-        for block in _blocks(lengths, window):
+        for block in _blocks(lengths, window, query.device):
             queries = scaled[:, block.query_start * group : block.query_stop * group]
             probabilities, _ = _probabilities(queries, key, block, softcap, masks)
             attended = torch.bmm(probabilities, value[:, block.key_start : block.query_stop])
@@ -143,7 +147,7 @@ class _PackedAttention(torch.autograd.Function):
         grad_key = torch.zeros(key.shape, dtype=torch.float32, device=key.device)
         grad_value = torch.zeros_like(grad_key)
         masks = _Masks(group, window, scaled)
-        for block in _blocks(lengths, window):
+        for block in _blocks(lengths, window, scaled.device):
             rows = slice(block.query_start * group, block.query_stop * group)
             keys = slice(block.key_start, block.query_stop)
             probabilities, slope = _probabilities(scaled[:, rows], key, block, softcap, masks)

@@ -41,8 +41,9 @@ class SummedCrossEntropy(torch.autograd.Function):
         for start in range(0, rows.shape[0], chunk):
             stop = min(start + chunk, rows.shape[0])
             logits = rows[start:stop] @ head.t()
-            for part, wanted in zip(logits.split(block), targets[start:stop].split(block), strict=True):
-                total += _block(part, wanted, softcap, with_gradient)
+            for first in range(start, stop, block):
+                last = min(first + block, stop)
+                total += _block(logits[first - start : last - start], targets[first:last], softcap, with_gradient)
             if gradient is not None:
                 torch.mm(logits, head, out=gradient[start:stop])
         if gradient is not None:

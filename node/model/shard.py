@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache, DynamicCache
 
 from node.core.errors import UnsupportedModel
 from node.core.types import IGNORED_LABEL, Microbatch
@@ -28,10 +29,15 @@ def load_shard(folder: Path, spec: LoadSpec) -> ModelShard:
         WeightsMissing: The model is incomplete.
     """
     built = build(folder, spec)
-    return ModelShard(built, _add_adapters(built, spec), spec)
+    return ModelShard(built, add_adapters(built, spec), spec)
 
 
-def _add_adapters(built: Built, spec: LoadSpec) -> dict[str, nn.Parameter]:
+def add_adapters(built: Built, spec: LoadSpec) -> dict[str, nn.Parameter]:
+    """Give the linear layers that `spec` names fresh adapters; return their parameters in the order of their names.
+
+    Raises:
+        UnsupportedModel: The model has no layers of a name that is asked for.
+    """
     targets = spec.lora.targets
     names = {name.rpartition(".")[2] for name in built.linears}
     if targets is not None and (unknown := sorted(set(targets) - names)):
@@ -136,6 +142,34 @@ class ModelShard:
         self.step.adapter, self.step.dropout_seed = adapter, None
         with torch.no_grad():
             logits: Tensor = self._lm.lm_head(self._norm(self.forward(self.embed(input_ids), lengths)))
+        softcap = self._softcap()
+        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+    def new_cache(self) -> Cache:
+        """Return an empty cache of keys and values for `continue_text`."""
+        return DynamicCache(config=self.config)
+
+    def continue_text(self, input_ids: Tensor, cache: Cache, *, adapter: bool = True) -> Tensor:
+        """Return the logits [V], fp32, of the token after these, without a gradient.
+
+        Args:
+            input_ids: [T] int64: with an empty cache the whole text so far, afterwards one token at a time.
+            cache: What `new_cache` gave; the tokens are added to it. One cache belongs to one text, with or without
+                the adapter throughout.
+            adapter: Whether the adapter takes part.
+        """
+        self.step.adapter, self.step.dropout_seed = adapter, None
+        start = cache.get_seq_length()
+        positions = torch.arange(start, start + len(input_ids), device=self.device)
+        with torch.no_grad():
+            hidden = self._layers(
+                inputs_embeds=self.embed(input_ids)[None],
+                position_ids=positions[None],
+                cache=cache,
+                use_cache=True,
+                document_lengths=(len(input_ids),),
+            ).last_hidden_state[0, -1]
+            logits: Tensor = self._lm.lm_head(self._norm(hidden)).float()
         softcap = self._softcap()
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
