@@ -156,7 +156,7 @@ class Rounds:
             return
         first = leader(view, mine, without=without)
         if first == self._me and time.monotonic() > self._not_before:
-            self._lead(members, alive)
+            self._lead(alive - without, alive)  # also those that seem to be behind: what they announced may be old
         elif first == self._me:
             self._due_since = None
         else:

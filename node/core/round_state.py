@@ -49,7 +49,8 @@ class RoundPlan:
 
     stage: int
     members: frozenset[PeerId]
-    """The replicas that announced the same version and hash, the leader included."""
+    """Whom to call, the leader included: also those that seem to be behind, since what they announced may be old.
+    One that has caught up takes part; one that has not learns it at once, and does not count for the quorum."""
     alive: frozenset[PeerId]
     """All replicas of the stage that may step and are held for alive, whatever their version (for the quorum)."""
     budget_s: float
