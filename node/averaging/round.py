@@ -396,6 +396,5 @@ class Averager:
         self._events.emit(RoundFinished(result))
 
     def _forget(self, round: str) -> None:
-        exchange = self._exchanges.pop(round, None)
-        if exchange is not None:
+        if exchange := self._exchanges.pop(round, None):
             exchange.close()

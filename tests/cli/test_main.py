@@ -15,7 +15,11 @@ ROOT = Path(__file__).parent.parent.parent
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "node", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, timeout=120,
+        [sys.executable, "-m", "node", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
@@ -73,7 +77,9 @@ def test_an_address_that_is_none_is_exit_code_2(tmp_path):
 def test_a_model_that_is_not_there_is_exit_code_8(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("base_model: ./nowhere.gguf\n")
-    done = run("start", recipe, "--data", ROOT / "README.md", "--home", tmp_path / "home", "--listen", "/ip4/127.0.0.1/tcp/0")
+    done = run(
+        "start", recipe, "--data", ROOT / "README.md", "--home", tmp_path / "home", "--listen", "/ip4/127.0.0.1/tcp/0"
+    )
     assert done.returncode == 8, done.stderr
     assert "nowhere.gguf" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,7 +1,5 @@
 """What `load_recipe` says about a recipe that is wrong, and where values come from."""
 
-# ruff: noqa: E501  a table of cases reads better unwrapped
-
 import re
 
 import pytest

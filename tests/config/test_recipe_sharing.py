@@ -1,7 +1,5 @@
 """What leaves the machine of a recipe, what is taken from a stranger's, and what makes two runs one."""
 
-# ruff: noqa: E501  a table of cases reads better unwrapped
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Chat templates in the manner of real families, shortened."""
 
-# ruff: noqa: E501  templates break where they break
-
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

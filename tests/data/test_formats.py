@@ -1,7 +1,5 @@
 """What rows mean, and what is said of those that mean nothing."""
 
-# ruff: noqa: E501  a table of cases reads better unwrapped
-
 import contextlib
 
 import pytest
