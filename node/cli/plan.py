@@ -11,6 +11,8 @@ import click
 from node.cli.common import json_option, model_cache, print_json, quiet_option
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from node.config.recipe import Recipe
     from node.host.devices import Device
     from node.host.memory import AdapterShape, MemoryPlan, Workload
@@ -36,19 +38,31 @@ _BESIDE = (("process", "the program"), ("averaging", "a round's buffers"))
 @click.argument("recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--nodes", type=click.IntRange(1, 1000), default=2, show_default=True, help="Nodes that train together.")
+@click.option(
+    "--nodes",
+    "--peers",
+    type=click.IntRange(1, 1000),
+    multiple=True,
+    default=(2, 4, 8),
+    show_default=True,
+    help="Nodes that train together; may be given several times.",
+)
 @json_option
 @quiet_option
-def command(recipe: Path, overrides: tuple[str, ...], device: str, nodes: int, as_json: bool, quiet: bool) -> None:
+def command(
+    recipe: Path, overrides: tuple[str, ...], device: str, nodes: tuple[int, ...], as_json: bool, quiet: bool
+) -> None:
     """Say what RECIPE needs on this machine: memory per device, bytes per round.
 
-    Loads no weights. Of a model on the hub only the configuration is fetched.
+    Loads no weights. Of a model on the hub only the configuration is fetched. Ends with code 6 if it does not fit.
     """
     from node.assembly import load_spec
     from node.config.load import load_recipe
+    from node.core.errors import OutOfDeviceMemory
     from node.host.devices import describe, pick_device
-    from node.host.memory import AdapterShape, Workload, plan_memory, round_traffic
+    from node.host.memory import AdapterShape, Workload, plan_memory
     from node.host.shapes import ModelShape
+    from node.host.speed import tokens_per_s
     from node.model.config_only import base_model_config
 
     wanted = load_recipe(recipe, overrides).recipe
@@ -65,22 +79,33 @@ def command(recipe: Path, overrides: tuple[str, ...], device: str, nodes: int, a
         on_gpu=here.name.startswith("cuda"),
     )
     plan = plan_memory(shape, adapter, work)
-    traffic = round_traffic(plan.adapter // 4, nodes, wanted.potluck.averaging.compression)
+    speed = tokens_per_s(
+        shape,
+        adapter,
+        tokens=work.tokens,
+        device=here.name,
+        compute=work.compute,
+        gradient_checkpointing=work.gradient_checkpointing,
+    )
     record = _memory_record(plan, here)
     record["model"] = {"family": shape.family, "parameters": shape.numel, "trainable": plan.adapter // 4}
     record["suggestion"] = "" if record["fits"] else _suggest(wanted, shape, adapter, work, here)
-    record["round"] = {
-        "nodes": nodes,
-        "payload_bytes": traffic.payload_bytes,
-        "upload_bytes_per_node": traffic.upload_bytes,
-        "seconds_at_mbit_per_s": {str(mbit): round(traffic.seconds(mbit), 2) for mbit in _LINKS_MBIT},
-    }
+    record["tokens_per_s_estimate"] = round(speed, 1)
+    record["rounds"] = _rounds(plan.adapter // 4, nodes, wanted, speed)
+    record["link_suggestion"] = _suggest_for_link(record["rounds"], wanted, speed)
     if as_json:
         print_json(record)
     elif quiet:
         click.echo("fits" if record["fits"] else "does not fit")
     else:
         _print(wanted, record)
+    if not record["fits"]:
+        short = next(place for place in record["devices"] if not place["fits"])
+        raise OutOfDeviceMemory(
+            f"The run needs about {short['needed_bytes'] / 2**30:.1f} GiB and a margin on {short['name']}, "
+            f"and {short['free_bytes'] / 2**30:.1f} GiB is free.",
+            hint=record["suggestion"],
+        )
 
 
 def _memory_record(plan: MemoryPlan, device: Device) -> dict[str, Any]:
@@ -128,12 +153,52 @@ def _suggest(recipe: Recipe, shape: ModelShape, adapter: AdapterShape, work: Wor
     return "No setting of batch or checkpointing makes it fit: take a smaller model, or free memory."
 
 
+def _rounds(trainable: int, counts: tuple[int, ...], recipe: Recipe, speed: float) -> list[dict[str, Any]]:
+    """Return what a round costs for each number of nodes, beside the computing between two rounds."""
+    from node.host.memory import round_traffic
+
+    averaging = recipe.potluck.averaging
+    rounds = []
+    for count in counts:
+        traffic = round_traffic(trainable, count, averaging.compression)
+        seconds = {str(mbit): round(traffic.seconds(mbit), 2) for mbit in _LINKS_MBIT}
+        step_s = averaging.target_batch_tokens / (count * speed)
+        rounds.append(
+            {
+                "nodes": count,
+                "payload_bytes": traffic.payload_bytes,
+                "upload_bytes_per_node": traffic.upload_bytes,
+                "seconds_at_mbit_per_s": seconds,
+                "step_s_estimate": round(step_s, 2),
+                "slow_at_mbit_per_s": [mbit for mbit in _LINKS_MBIT if traffic.seconds(mbit) > step_s],
+            }
+        )
+    return rounds
+
+
+def _suggest_for_link(rounds: list[dict[str, Any]], recipe: Recipe, speed: float) -> str:
+    """Return what makes rounds cheaper where sending takes longer than computing, or '' where it does not."""
+    slow = [(max(row["slow_at_mbit_per_s"]), row) for row in rounds if row["slow_at_mbit_per_s"]]
+    if not slow:
+        return ""
+    mbit, row = slow[0]
+    seconds = row["seconds_at_mbit_per_s"][str(mbit)]
+    advice = []
+    if recipe.potluck.averaging.compression == "none":
+        advice.append("`potluck.averaging.compression: bf16` halves the bytes")
+        seconds /= 2
+    tokens = -(-round(seconds * row["nodes"] * speed) // 1024) * 1024
+    if tokens > recipe.potluck.averaging.target_batch_tokens:
+        advice.append(f"`potluck.averaging.target_batch_tokens: {tokens}` makes the steps fewer and larger")
+    return f"With {row['nodes']} nodes at {mbit} Mbit/s sending takes longer than computing: " + "; ".join(advice) + "."
+
+
 def _print(recipe: Recipe, record: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    model, traffic = record["model"], record["round"]
+    model = record["model"]
     console.print(
         f"{recipe.base_model}: {model['parameters'] / 1e6:,.0f} M parameters, "
         f"{model['trainable'] / 1e6:,.2f} M of them in the adapter are trained."
@@ -151,11 +216,31 @@ def _print(recipe: Recipe, record: dict[str, Any]) -> None:
         table.add_row("free now", f"{device['free_bytes'] / 2**20:,.0f}")
         console.print(table)
         console.print("It fits." if device["fits"] else "It does not fit.", style="" if device["fits"] else "bold red")
-    if record["suggestion"]:
-        console.print(record["suggestion"])
+    _print_rounds(console, recipe, record)
+
+
+def _print_rounds(console: Console, recipe: Recipe, record: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    averaging = recipe.potluck.averaging
+    payload = record["rounds"][0]["payload_bytes"] / 1e6
+    table = Table(title=f"A round averages {payload:,.1f} MB; * takes longer than the computing", title_justify="left")
+    table.add_column("nodes", justify="right")
+    table.add_column("MB sent by each", justify="right")
+    for mbit in _LINKS_MBIT:
+        table.add_column(f"s at {mbit} Mbit/s", justify="right")
+    table.add_column("s computing", justify="right")
+    for row in record["rounds"]:
+        cells = [
+            f"{'*' if mbit in row['slow_at_mbit_per_s'] else ''}{row['seconds_at_mbit_per_s'][str(mbit)]:,.1f}"
+            for mbit in _LINKS_MBIT
+        ]
+        sent = f"{row['upload_bytes_per_node'] / 1e6:,.1f}"
+        table.add_row(str(row["nodes"]), sent, *cells, f"{row['step_s_estimate']:,.1f}")
+    console.print(table)
     console.print(
-        f"\nA round of {traffic['nodes']} nodes averages {traffic['payload_bytes'] / 1e6:,.1f} MB; "
-        f"each sends {traffic['upload_bytes_per_node'] / 1e6:,.1f} MB:"
+        f"Computing: {averaging.target_batch_tokens} tokens behind a step, if every node makes about "
+        f"{record['tokens_per_s_estimate']:,.0f} tokens/s as this one probably will."
     )
-    for mbit, seconds in traffic["seconds_at_mbit_per_s"].items():
-        console.print(f"  at {mbit:>4} Mbit/s  {seconds:8,.1f} s")
+    if record["link_suggestion"]:
+        console.print(record["link_suggestion"])

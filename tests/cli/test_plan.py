@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from node.cli.plan import command as plan
-from node.core.errors import UnsupportedModel, WeightsMissing
+from node.core.errors import OutOfDeviceMemory, UnsupportedModel, WeightsMissing
 
 LLAMA_8B = {
     "model_type": "llama",
@@ -38,7 +38,10 @@ def recipe(tmp_path):
 
 
 def run(*arguments: str):
-    return CliRunner().invoke(plan, list(arguments), catch_exceptions=False)
+    result = CliRunner().invoke(plan, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, OutOfDeviceMemory):
+        raise result.exception
+    return result
 
 
 def test_plan_adds_up_and_names_bytes_and_seconds_of_a_round(recipe):
@@ -48,8 +51,28 @@ def test_plan_adds_up_and_names_bytes_and_seconds_of_a_round(recipe):
     assert device["needed_bytes"] == sum(device["needs"].values())
     assert device["fits"] == record["fits"] == (device["needed_bytes"] * 1.1 <= device["free_bytes"])
     assert record["model"] == {"family": "llama", "parameters": 8_030_261_248, "trainable": 41_943_040}
-    assert record["round"]["payload_bytes"] == 4 * 41_943_040
-    assert record["round"]["seconds_at_mbit_per_s"]["100"] == pytest.approx(23.49, abs=0.01)
+    (cost,) = record["rounds"]
+    assert cost["payload_bytes"] == 4 * 41_943_040
+    assert cost["seconds_at_mbit_per_s"]["100"] == pytest.approx(23.49, abs=0.01)
+
+
+def test_a_link_that_sets_the_pace_is_said_with_what_would_help(recipe):
+    path = recipe(LLAMA_8B)
+
+    plain = json.loads(run(path, "--device", "cpu", "--json").output)
+    balanced = ["--set", "potluck.averaging.target_batch_tokens=4000000000"]
+    relaxed = json.loads(run(path, "--device", "cpu", "--json", *balanced).output)
+    tight = ["--set", "potluck.averaging.target_batch_tokens=1", "--set", "potluck.averaging.compression=bf16"]
+    compressed = json.loads(run(path, "--device", "cpu", "--json", *tight).output)
+
+    assert [row["nodes"] for row in plain["rounds"]] == [2, 4, 8]
+    speed = plain["tokens_per_s_estimate"]
+    assert plain["rounds"][1]["step_s_estimate"] == pytest.approx(2048 / (4 * speed), rel=0.1)
+    assert relaxed["link_suggestion"] == ""
+    assert compressed["rounds"][0]["slow_at_mbit_per_s"] == [20, 100, 1000] or speed > 1000
+    assert "target_batch_tokens" in compressed["link_suggestion"]
+    assert "bf16" not in compressed["link_suggestion"]
+    assert compressed["rounds"][0]["payload_bytes"] == 2 * 41_943_040
 
 
 def test_plan_for_people_has_the_table_and_the_verdict(recipe):
@@ -67,7 +90,10 @@ def test_what_does_not_fit_is_said_with_what_would(recipe):
 
     assert not record["fits"]
     assert "micro_batch_size" in record["suggestion"] or "smaller model" in record["suggestion"]
-    assert run(path, "--device", "cpu", "-q").output == "does not fit\n"
+    quiet = run(path, "--device", "cpu", "-q")
+    assert quiet.output == "does not fit\n"
+    assert quiet.exception.exit_code == 6
+    assert quiet.exception.hint
 
 
 def test_a_model_that_is_too_large_whatever_the_batch_is_called_so(recipe):
