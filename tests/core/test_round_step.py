@@ -251,9 +251,12 @@ def test_member_that_is_behind_follows_and_answers_no_call_before_it_is_there():
 
 
 def test_equal_versions_with_other_bits_are_never_averaged():
-    _, effects = run(replica("b"), Received("a", replace(CALL, standing=replace(BASE, base_hash="ff"))))
+    for base_hash, reason in (("ff", Reason.AHEAD), ("00", Reason.BEHIND)):
+        call = replace(CALL, standing=replace(BASE, base_hash=base_hash))
+        state, effects = run(replica("b"), Received("a", call))
 
-    assert [message.reason for _, message in sent(effects)] == [Reason.AHEAD]
+        assert [message.reason for _, message in sent(effects)] == [reason]
+        assert state.must_sync is (reason is Reason.BEHIND)
 
 
 def test_other_settings_are_refused_whatever_the_state():
@@ -306,6 +309,8 @@ def test_an_open_that_is_not_what_was_answered_is_refused_and_its_leader_blamed(
         (SHARES[1], SHARES[0], SHARES[2]),
         (SHARES[0], replace(SHARES[1], start=40), SHARES[2]),
         SHARES[:2],  # the last values belong to nobody
+        (SHARES[0], replace(SHARES[1], stop=20), replace(SHARES[2], start=20)),  # backwards
+        (replace(SHARES[1], start=0), SHARES[2]),  # without its leader
     ):
         state, _ = run(replica("b"), Received("a", CALL), SealDone("r", 20, 21))
         state, effects = run(state, Received("a", Open("r", shares)))
@@ -466,6 +471,7 @@ def given_up():
 
 def test_a_commit_that_comes_to_light_late_is_honoured_until_the_next_round_opens():
     assert of(run(given_up(), commit())[1], Apply) == [Apply("r", SHARES)]
+    assert run(given_up(), commit("other"))[1] == ()
 
     later = replace(CALL, round="r2")
     opened = Received("a", Open("r2", SHARES))
