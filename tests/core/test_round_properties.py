@@ -5,8 +5,9 @@ import os
 import random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import UnsatisfiedAssumption
 from round_world import VIEW_S, Fault, World
 
 import node.core.round_calls
@@ -50,7 +51,7 @@ def run_checked(world, until_s, every_s=0.25):
         world.check_books()
 
 
-@over_schedules(1500)
+@over_schedules(1200)
 @given(
     seed=st.integers(0, 2**32),
     num_nodes=st.integers(2, 5),
@@ -104,6 +105,9 @@ def test_a_single_death_costs_the_survivors_no_work_and_no_time(seed, at_s, who)
 def run_through_a_short_partition(seed, num_nodes, at_s, seconds, who):
     """Return the members of all rounds that committed while the swarm was cut in two, all of it alive."""
     world = World(random.Random(seed), num_nodes, [Fault(at_s, "partition", who, seconds)], fifo=True, delay_s=0.005)
+    world.run(at_s)
+    # A replica that is syncing when the swarm is cut will not step and is not counted; only whole swarms are cut here.
+    assume(all(sum(not syncing for _, _, syncing in n.heard.values()) == num_nodes - 1 for n in world.nodes.values()))
     run_checked(world, at_s + seconds, every_s=1.0)
     ends = [(at, end) for node in world.nodes.values() for at, end in node.rounds]
     return {e.round: e.members for at, e in ends if at > at_s and e.status is not RoundStatus.DROPPED}
@@ -128,9 +132,15 @@ def test_while_the_swarm_is_cut_in_two_only_more_than_half_may_step(seed, num_no
 def test_without_a_quorum_both_halves_would_step(monkeypatch):
     """The property above must bite: with its guard taken out, it fails."""
     monkeypatch.setattr(node.core.round_calls, "has_quorum", lambda members, alive, dead: True)
-    rounds = [m for seed in range(20) for m in run_through_a_short_partition(seed, 4, 3.0, 2.0, 0).values()]
 
-    assert any(2 * len(members) <= 4 for members in rounds)
+    def fails(seed):
+        try:
+            rounds = run_through_a_short_partition(seed, 4, 3.0, 2.0, 0)
+        except UnsatisfiedAssumption:
+            return False
+        return any(2 * len(members) <= 4 for members in rounds.values())
+
+    assert any(fails(seed) for seed in range(20))
 
 
 @pytest.mark.parametrize("sabotage", ["forget_votes", "keep_no_books"])
