@@ -106,8 +106,10 @@ def run_through_a_short_partition(seed, num_nodes, at_s, seconds, who):
     """Return the members of all rounds that committed while the swarm was cut in two, all of it alive."""
     world = World(random.Random(seed), num_nodes, [Fault(at_s, "partition", who, seconds)], fifo=True, delay_s=0.005)
     world.run(at_s)
-    # A replica that is syncing when the swarm is cut will not step and is not counted; only whole swarms are cut here.
-    assume(all(sum(not syncing for _, _, syncing in n.heard.values()) == num_nodes - 1 for n in world.nodes.values()))
+    # A replica that is behind or syncing when the swarm is cut will not step and is not counted.
+    nodes = world.nodes.values()
+    assume(all(sum(not syncing for _, _, syncing in node.heard.values()) == num_nodes - 1 for node in nodes))
+    assume(not any(node.state.must_sync for node in nodes) and len({n.state.standing.version for n in nodes}) == 1)
     run_checked(world, at_s + seconds, every_s=1.0)
     ends = [(at, end) for node in world.nodes.values() for at, end in node.rounds]
     return {e.round: e.members for at, e in ends if at > at_s and e.status is not RoundStatus.DROPPED}
