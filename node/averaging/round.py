@@ -347,15 +347,15 @@ class Averager:
 
     async def _apply(self, round: str) -> None:
         exchange = self._exchanges[round]
-        shared = len(exchange.shares) > 1
-        mean = await asyncio.to_thread(exchange.mean)
         try:
-            standing = await self._strategy.apply(mean)
-        except NodeError as error:
-            self._feed(ApplyFailed(round, error.message))
+            standing = await self._strategy.apply(await asyncio.to_thread(exchange.mean))
+        except Exception as error:  # the machine must not wait for a step that will not come; a bug is raised again
+            self._feed(ApplyFailed(round, str(error) or type(error).__name__))
+            if not isinstance(error, NodeError):
+                raise
             return
         self.tokens_given += exchange.mine.tokens
-        self._ledger = self._ledger.committed(round, shared=shared)
+        self._ledger = self._ledger.committed(round, shared=len(exchange.shares) > 1)
         self.partners = frozenset(share.peer_id for share in exchange.shares) - {self._me}
         self.stepped_at_s = time.time()
         self._feed(Applied(round, standing))
