@@ -2,6 +2,8 @@
 
 from types import MappingProxyType
 
+from types import MappingProxyType
+
 import pytest
 import torch
 from reference import loaded
