@@ -2,8 +2,6 @@
 
 from types import MappingProxyType
 
-from types import MappingProxyType
-
 import pytest
 import torch
 from reference import loaded
