@@ -7,8 +7,6 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from node.config.local import LocalSettings
 from node.config.recipe import Recipe
 from node.core.errors import CheckpointError
@@ -16,7 +14,7 @@ from node.core.events import EventBus, Fault
 from node.core.types import Document, Microbatch
 from node.data.stream import Cursor, MicrobatchStream, Packing, in_order
 from node.enlist import Enlisted
-from node.host.devices import pick_device
+from node.host.devices import describe, pick_device
 from node.model.shard import ModelShard, load_shard
 from node.model.spec import LoadSpec, LoraSpec
 from node.training.adapter import StageAdapter
@@ -62,7 +60,7 @@ def lora_spec(recipe: Recipe) -> LoraSpec:
 
 def load_spec(recipe: Recipe, device: str) -> LoadSpec:
     """Return what to load for the recipe on `device`, in the model room's terms."""
-    is_bf16 = recipe.bf16 if isinstance(recipe.bf16, bool) else _computes_bf16(device)
+    is_bf16 = recipe.bf16 if isinstance(recipe.bf16, bool) else describe(device).has_bf16
     return LoadSpec(
         lora=lora_spec(recipe),
         quantization="nf4" if recipe.load_in_4bit else "none",
@@ -160,7 +158,3 @@ def _resume_cursor(checkpoint: Checkpoint, enlisted: Enlisted, events: EventBus)
         )
     )
     return Cursor(epoch=cursor.epoch + 1, position=0, next_id=cursor.next_id)
-
-
-def _computes_bf16(device: str) -> bool:
-    return torch.cuda.is_bf16_supported() if device.startswith("cuda") else True

@@ -58,7 +58,6 @@ class Enlisted:
     folder: RunFolder
     known_addresses: tuple[str, ...]
     """Peers to dial: the one given, and the ones met before."""
-    is_founder: bool
 
     @property
     def fingerprint(self) -> str:
@@ -103,7 +102,7 @@ async def found(request: Request, home: Home, identity: Identity, say: Say) -> E
         folder = home.create_run(fingerprint)
         folder.save_seal(sealed)
     folder.save_local(_local_run(folder, origin, recipe, base))
-    return Enlisted(sealed, recipe, base.folder, data, folder, _addresses(folder), is_founder=True)
+    return Enlisted(sealed, recipe, base.folder, data, folder, _addresses(folder))
 
 
 async def join(request: Request, home: Home, running: RunningP2P, say: Say) -> Enlisted:
@@ -144,7 +143,7 @@ async def join(request: Request, home: Home, running: RunningP2P, say: Say) -> E
     folder = home.create_run(sealed.seal.fingerprint)
     folder.save_seal(sealed)
     folder.save_local(_local_run(folder, "", recipe, base))
-    return Enlisted(sealed, recipe, base.folder, data, folder, (*known, *_addresses(folder)), is_founder=False)
+    return Enlisted(sealed, recipe, base.folder, data, folder, (*known, *_addresses(folder)))
 
 
 async def _greet(running: RunningP2P, address: str) -> Welcomed:

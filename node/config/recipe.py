@@ -131,7 +131,7 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     """Seed of the adapter's first weights, the held-out split and the shuffling."""
     output_dir: PathText = "./outputs"
-    """Folder of the finished adapter."""
+    """Axolotl's folder for results. Potluck keeps a run under its home; `potluck export peft --output` writes it."""
 
     potluck: PotluckBlock = PotluckBlock()
     """What Axolotl has no key for."""

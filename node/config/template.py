@@ -40,7 +40,7 @@ num_epochs: 1            # or max_steps: 500
 evals_per_epoch: 4
 saves_per_epoch: 4
 seed: 42
-output_dir: ./outputs
+output_dir: ./outputs      # kept for Axolotl; `potluck export peft --output DIR` writes the adapter
 
 # What Axolotl has no key for. Delete this block and the recipe is theirs again.
 potluck:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -144,13 +143,11 @@ def _plain(value: object) -> object:
 class EventBus:
     """Fan events out to sinks, synchronously and from any thread.
 
-    A sink must not block. A sink that raises is a bug and the error is the emitter's. The last `keep`
-    events stay readable for `status`.
+    A sink must not block. A sink that raises is a bug and the error is the emitter's.
     """
 
-    def __init__(self, keep: int = 500) -> None:
+    def __init__(self) -> None:
         self._sinks: list[Callable[[Event], None]] = []
-        self._recent: deque[Event] = deque(maxlen=keep)
         self._lock = threading.Lock()
 
     def subscribe(self, sink: Callable[[Event], None]) -> None:
@@ -161,12 +158,6 @@ class EventBus:
     def emit(self, event: Event) -> None:
         """Hand `event` to every sink."""
         with self._lock:
-            self._recent.append(event)
             sinks = tuple(self._sinks)
         for sink in sinks:
             sink(event)
-
-    def recent(self) -> tuple[Event, ...]:
-        """Return the latest events, oldest first."""
-        with self._lock:
-            return tuple(self._recent)

@@ -48,12 +48,11 @@ PEER_FAILED = (
 class RunningP2P:
     """A running libp2p daemon and hivemind's handle on it."""
 
-    def __init__(self, p2p: P2P, child: asyncio.subprocess.Process, runtime: Path, log: deque[str]) -> None:
+    def __init__(self, p2p: P2P, child: asyncio.subprocess.Process, runtime: Path) -> None:
         self.p2p = p2p
         self.peer_id = PeerId(p2p.peer_id.to_base58())
         self._child = child
         self._runtime = runtime
-        self._log = log
 
     @property
     def is_alive(self) -> bool:
@@ -64,10 +63,6 @@ class RunningP2P:
     def pid(self) -> int:
         """The daemon's process id."""
         return self._child.pid
-
-    def last_words(self) -> str:
-        """Return the latest lines that the daemon printed, for error messages."""
-        return "\n".join(self._log)
 
     async def addresses(self) -> tuple[str, ...]:
         """Return the multiaddrs under which this node can be dialled, its peer id included, best first."""
@@ -172,7 +167,7 @@ async def start_p2p(
         raise SwarmError(
             f"The network daemon did not start: {error.message} {' '.join(log)}".strip(), hint=_start_hint(log, listen)
         ) from error
-    return RunningP2P(p2p, child, runtime, log)
+    return RunningP2P(p2p, child, runtime)
 
 
 async def _attach(control: str, runtime: Path, child: asyncio.subprocess.Process) -> P2P:
