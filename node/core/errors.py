@@ -3,7 +3,7 @@
     NodeError(message, *, hint)              exit code
      ├─ ConfigError                          2   file, field, value, what is allowed
      ├─ NotRunning                           3   no daemon under this home
-     ├─ SwarmError (transient)               4   NoPeerReachable
+     ├─ SwarmError (transient)               4   NoPeerReachable · NoReplica(stages) · StaleVersion · NeedsInput
      │   └─ PeerError(peer_id)                   PeerTimeout · PeerBusy(retry_after_s)
      │       └─ ProtocolViolation                not transient
      ├─ DataError                            5   file, line, what was expected
@@ -57,6 +57,26 @@ class SwarmError(NodeError):
 
 class NoPeerReachable(SwarmError):
     """None of the given addresses answered."""
+
+
+class NoReplica(SwarmError):
+    """Nobody who is alive holds some stages."""
+
+    def __init__(self, message: str, *, stages: tuple[int, ...], hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.stages = stages
+
+
+class StaleVersion(SwarmError):
+    """An adapter is at another version than the caller counts on; the microbatch has to start again."""
+
+    def __init__(self, message: str, *, version: int) -> None:
+        super().__init__(message)
+        self.version = version
+
+
+class NeedsInput(SwarmError):
+    """A stage does not keep a microbatch's input any more; the caller has to send it again."""
 
 
 class PeerError(SwarmError):

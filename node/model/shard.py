@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from node.core.errors import UnsupportedModel
-from node.core.types import IGNORED_LABEL, Microbatch
-from node.model.build import Built, build
+from node.core.types import IGNORED_LABEL, LayerRange, Microbatch
+from node.model.build import Built, PassOn, build
 from node.model.loss import SummedCrossEntropy
 from node.model.spec import LoadSpec, LoraSpec
 
@@ -75,6 +75,8 @@ class ModelShard:
         self._embedding = self._layers.embed_tokens
         self._norm = self._layers.norm
         self._layers.norm = nn.Identity()  # `forward` is the decoder layers alone; the norm belongs to the head
+        self._held: nn.ModuleList = self._layers.layers
+        self._parts: dict[LayerRange, nn.ModuleList] = {}
         if spec.gradient_checkpointing:
             self._lm.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -85,8 +87,15 @@ class ModelShard:
             hidden: Tensor = self._embedding(input_ids)
         return hidden
 
-    def forward(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Return the hidden states [T, H] after the layers held, for documents of these lengths (their sum is T)."""
+    def forward(self, hidden: Tensor, lengths: Sequence[int], layers: LayerRange | None = None) -> Tensor:
+        """Return the hidden states [T, H] after `layers` (None: all that are held).
+
+        Args:
+            hidden: [T, H] in the compute type.
+            lengths: Lengths of the documents, which sum to T.
+            layers: A part of the layers held.
+        """
+        self._choose(layers)
         positions = torch.cat([torch.arange(length, device=hidden.device) for length in lengths])
         output: Tensor = self._layers(
             inputs_embeds=hidden[None],
@@ -95,6 +104,22 @@ class ModelShard:
             document_lengths=tuple(lengths),
         ).last_hidden_state
         return output[0]
+
+    def lora_of(self, layers: LayerRange) -> dict[str, nn.Parameter]:
+        """Return the adapters' parameters that belong to `layers`."""
+        return {name: p for name, p in self.lora.items() if layers.start <= _layer_of(name) < layers.stop}
+
+    def _choose(self, layers: LayerRange | None) -> None:
+        """Let the decoder run `layers` alone; the family's own forward still numbers them as in the whole model."""
+        if layers is None:
+            self._layers.layers = self._held
+            return
+        if layers not in self._parts:
+            held = range(len(self._held))
+            self._parts[layers] = nn.ModuleList(
+                self._held[index] if layers.start <= index < layers.stop else PassOn() for index in held
+            )
+        self._layers.layers = self._parts[layers]
 
     def loss_sum(self, hidden: Tensor, labels: Tensor, lengths: Sequence[int]) -> Tensor:
         """Return the sum of the cross entropy over all labels, in nats, a fp32 scalar with a gradient.
@@ -117,12 +142,21 @@ class ModelShard:
         loss: Tensor = SummedCrossEntropy.apply(rows, head, targets[predicted], self._softcap())  # type: ignore[no-untyped-call]
         return loss
 
+    def loss_and_gradient(self, hidden: Tensor, batch: Microbatch) -> tuple[float, Tensor]:
+        """Return the loss sum of a microbatch in nats, and its gradient [T, H] for `hidden` [T, H]."""
+        _, labels = self.tensors(batch)
+        leaf = hidden.detach().requires_grad_()
+        loss = self.loss_sum(leaf, labels, batch.lengths)
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert leaf.grad is not None, "autograd gives a leaf its gradient"
+        return float(loss.detach()), leaf.grad
+
     def train_microbatch(self, batch: Microbatch, *, dropout_seed: int) -> float:
         """Run forward and backward of the summed loss; add to the adapters' gradients; return the loss sum in nats.
 
         The shard must hold the whole model. The same seed gives the same dropout masks.
         """
-        input_ids, labels = self._tensors(batch)
+        input_ids, labels = self.tensors(batch)
         self.step.adapter, self.step.dropout_seed = True, dropout_seed
         hidden = self.forward(self.embed(input_ids), batch.lengths)
         loss = self.loss_sum(hidden, labels, batch.lengths)
@@ -131,7 +165,7 @@ class ModelShard:
 
     def evaluate(self, batch: Microbatch, *, adapter: bool = True) -> float:
         """Return the loss sum in nats without dropout and without touching gradients, with or without the adapter."""
-        input_ids, labels = self._tensors(batch)
+        input_ids, labels = self.tensors(batch)
         self.step.adapter, self.step.dropout_seed = adapter, None
         with torch.no_grad():
             hidden = self.forward(self.embed(input_ids), batch.lengths)
@@ -150,7 +184,7 @@ class ModelShard:
         return DynamicCache(config=self.config)
 
     def continue_text(self, input_ids: Tensor, cache: Cache, *, adapter: bool = True) -> Tensor:
-        """Return the logits [V], fp32, of the token after these, without a gradient.
+        """Return the logits [V], fp32, of the token after these, without a gradient. The shard holds the whole model.
 
         Args:
             input_ids: [T] int64: with an empty cache the whole text so far, afterwards one token at a time.
@@ -158,18 +192,38 @@ class ModelShard:
                 the adapter throughout.
             adapter: Whether the adapter takes part.
         """
+        hidden = self.continue_hidden(self.embed(input_ids), cache.get_seq_length(), cache, None, adapter=adapter)
+        return self.next_logits(hidden)
+
+    def continue_hidden(
+        self, hidden: Tensor, start: int, cache: Cache, layers: LayerRange | None, *, adapter: bool = True
+    ) -> Tensor:
+        """Return the hidden states [T, H] of a text's next tokens after `layers`, without a gradient.
+
+        Args:
+            hidden: [T, H] before these layers.
+            start: Tokens of the text that are in the cache.
+            cache: Of these layers and this text alone; the tokens are added to it.
+            layers: A part of the layers held; None for all.
+            adapter: Whether the adapter takes part.
+        """
         self.step.adapter, self.step.dropout_seed = adapter, None
-        start = cache.get_seq_length()
-        positions = torch.arange(start, start + len(input_ids), device=self.device)
+        self._choose(layers)
+        positions = torch.arange(start, start + len(hidden), device=self.device)
         with torch.no_grad():
-            hidden = self._layers(
-                inputs_embeds=self.embed(input_ids)[None],
+            output: Tensor = self._layers(
+                inputs_embeds=hidden[None],
                 position_ids=positions[None],
                 cache=cache,
                 use_cache=True,
-                document_lengths=(len(input_ids),),
-            ).last_hidden_state[0, -1]
-            logits: Tensor = self._lm.lm_head(self._norm(hidden)).float()
+                document_lengths=(len(hidden),),
+            ).last_hidden_state[0]
+        return output
+
+    def next_logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits [V], fp32, of the token after the last of `hidden` [T, H], without a gradient."""
+        with torch.no_grad():
+            logits: Tensor = self._lm.lm_head(self._norm(hidden[-1])).float()
         softcap = self._softcap()
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
@@ -177,11 +231,17 @@ class ModelShard:
         softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
         return softcap
 
-    def _tensors(self, batch: Microbatch) -> tuple[Tensor, Tensor]:
+    def tensors(self, batch: Microbatch) -> tuple[Tensor, Tensor]:
+        """Return the token ids and the labels of a microbatch, [T] int64 each, on the device."""
         assert self.has_ends, "only a shard with embedding and head can run a microbatch alone"
         input_ids = torch.frombuffer(batch.input_ids, dtype=torch.int32).to(self.device, torch.int64)
         labels = torch.frombuffer(batch.labels, dtype=torch.int32).to(self.device, torch.int64)
         return input_ids, labels
+
+
+def _layer_of(name: str) -> int:
+    """Return the index of the decoder layer in a parameter's name, such as `model.layers.17.mlp.up_proj...`."""
+    return int(name.partition(".layers.")[2].partition(".")[0])
 
 
 def _first_positions(lengths: Sequence[int], device: torch.device) -> Tensor:

@@ -7,8 +7,9 @@ thread, except for what takes or gives an `AdapterState` or `SealedGradient`, wh
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,7 @@ class StageAdapter:
             parameters: fp32 parameters by canonical name, all on one device.
         """
         self.stage = stage
+        self._parameters = dict(parameters)
         self.layout = Layout.of([(name, tuple(p.shape)) for name, p in parameters.items()])
         device = next(iter(parameters.values())).device
         for name, parameter in parameters.items():
@@ -77,6 +79,19 @@ class StageAdapter:
             view.copy_(parameter.data)
             parameter.data = view
             parameter.grad = gradients[name]
+
+    @contextlib.contextmanager
+    def muted(self) -> Iterator[None]:
+        """Let a backward run without adding to the accumulator: this stage has counted the microbatch already."""
+        gradients = {name: p.grad for name, p in self._parameters.items()}
+        scratch = self.layout.views(torch.zeros_like(self.gradients))
+        for name, parameter in self._parameters.items():
+            parameter.grad = scratch[name]
+        try:
+            yield
+        finally:
+            for name, parameter in self._parameters.items():
+                parameter.grad = gradients[name]
 
     def count(self, tokens: int, weight: int) -> None:
         """Note that one more microbatch's gradient is in the accumulator.

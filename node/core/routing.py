@@ -1,0 +1,152 @@
+"""Which peers a microbatch goes through, and how many microbatches are under way at a time.
+
+Pure functions of a view and of measured times. A route covers stages `[start, stop)` by *hops*: one peer each, and a
+run of stages that it holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from node.core.types import PeerId, Shard
+
+MAX_IN_FLIGHT = 32
+_SMOOTHING = 0.3
+"""Weight of a new measurement in the running mean."""
+_UNKNOWN_S = 1e-3
+"""Seconds a stage of a peer that was never measured: less than any real one, so that everybody is tried once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One peer's part of a route."""
+
+    peer_id: PeerId
+    first_stage: int
+    stop_stage: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A peer that serves stages at the version that counts."""
+
+    peer_id: PeerId
+    shard: Shard
+
+
+Cost = Callable[[PeerId, int], float]
+"""Seconds until this peer has done that many stages of one more microbatch."""
+
+
+def route(
+    holders: Iterable[Holder], start: int, stop: int, *, cost: Cost, avoid: Collection[PeerId] = ()
+) -> tuple[Hop, ...] | None:
+    """Return the cheapest hops that cover stages `[start, stop)`, or None if some stage has no holder.
+
+    The shortest path over the edges of the shards (dynamic programming from left to right). Of equally dear routes
+    the one with fewer hops wins, then the one with lower peer ids.
+
+    Args:
+        holders: Who serves.
+        start: First stage.
+        stop: Stage after the last; equal to `start` for the empty route.
+        cost: As measured; a hop to this node itself costs no transfer.
+        avoid: Peers that failed for this microbatch.
+    """
+    usable = sorted((h for h in holders if h.peer_id not in avoid), key=lambda h: h.peer_id)
+    edges = {start, stop}
+    for holder in usable:
+        edges.update(e for e in (holder.shard.first_stage, holder.shard.stop_stage) if start < e < stop)
+    best: dict[int, tuple[float, int, tuple[Hop, ...]]] = {start: (0.0, 0, ())}
+    ordered = sorted(edges)
+    for index, edge in enumerate(ordered):
+        if edge not in best:
+            continue
+        seconds, num_hops, hops = best[edge]
+        for holder in usable:
+            if not holder.shard.first_stage <= edge < holder.shard.stop_stage:
+                continue
+            for end in ordered[index + 1 :]:
+                if end > holder.shard.stop_stage:
+                    break
+                hop = Hop(holder.peer_id, edge, end)
+                there = (seconds + cost(holder.peer_id, end - edge), num_hops + 1, (*hops, hop))
+                if end not in best or there[:2] < best[end][:2]:
+                    best[end] = there
+    return best[stop][2] if stop in best else None
+
+
+def missing_stages(holders: Iterable[Holder], num_stages: int) -> tuple[int, ...]:
+    """Return the stages that nobody holds."""
+    held = {stage for holder in holders for stage in holder.shard.stages}
+    return tuple(stage for stage in range(num_stages) if stage not in held)
+
+
+def in_flight(latency_s: float, bottleneck_s: float, limit: int) -> int:
+    """Return how many microbatches keep the slowest hop busy (Little's law), at least 1 and at most `limit`.
+
+    Args:
+        latency_s: From begin to end of a microbatch that waits in no queue.
+        bottleneck_s: What the busiest hop works on one microbatch, forward and backward.
+        limit: Bound by memory.
+    """
+    if bottleneck_s <= 0:
+        return max(1, min(2, limit))
+    # One more than the law asks for, since times vary and an idle hop is lost for good.
+    return max(1, min(limit, MAX_IN_FLIGHT, math.ceil(latency_s / bottleneck_s) + 1))
+
+
+@dataclass(slots=True)
+class HopTimes:
+    """What was measured of one peer: running means over requests of any size, brought to one token and stage."""
+
+    work_s: float = 0.0
+    """Seconds of compute a token and stage, forward and backward together."""
+    overhead_s: float = 0.0
+    """Seconds of a forward and a backward beyond compute and queue: transfer, codec and the way."""
+    under_way: int = 0
+    """Requests that this node has at the peer now."""
+    num_measured: int = 0
+
+    def measured(self, *, work_s: float, overhead_s: float, tokens: int, stages: int) -> None:
+        """Take in one microbatch's forward and backward."""
+        unit = work_s / max(1, tokens * stages)
+        share = 1.0 if self.num_measured == 0 else _SMOOTHING
+        self.work_s += share * (unit - self.work_s)
+        self.overhead_s += share * (overhead_s - self.overhead_s)
+        self.num_measured += 1
+
+    def expected_s(self, tokens: int, stages: int) -> float:
+        """Return the seconds that one more microbatch of that size takes here, those before it included."""
+        if self.num_measured == 0:
+            return _UNKNOWN_S * stages * (1 + self.under_way)
+        return self.overhead_s + self.work_s * tokens * stages * (1 + self.under_way)
+
+
+@dataclass(slots=True)
+class Pace:
+    """How long this driver's microbatches take, for `in_flight`."""
+
+    latency_s: float = 0.0
+    bottleneck_s: float = 0.0
+    _recent: list[tuple[float, float]] = field(default_factory=list)
+
+    def done(self, *, unqueued_s: float, work_s: Sequence[float]) -> None:
+        """Take in one finished microbatch.
+
+        Args:
+            unqueued_s: From its begin to its end, without the time that it waited for others' work.
+            work_s: Compute on each hop (and on the driver itself), forward and backward.
+        """
+        self._recent = [*self._recent[-7:], (unqueued_s, max(work_s, default=0.0))]
+        count = len(self._recent)
+        self.latency_s = sum(latency for latency, _ in self._recent) / count
+        self.bottleneck_s = sum(work for _, work in self._recent) / count
+
+
+def layers_text(first_layer: int, stop_layer: int) -> str:
+    """Return layers `[first, stop)` in words: `layers 20-29`, or `layer 20`."""
+    last = stop_layer - 1
+    return f"layer {first_layer}" if last == first_layer else f"layers {first_layer}-{last}"

@@ -1,0 +1,64 @@
+"""Frames and bulk on a raw libp2p stream: what every protocol with tensors in it shares.
+
+A frame is a length of 4 bytes, big-endian, and a protobuf message. Bulk is bytes whose number the reader knows before.
+A stream that merely stops looks just like one that is complete, so whoever sends bulk ends with a frame that says so.
+(Raw, because hivemind's message streams copy every chunk several times and start a task for each.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from google.protobuf.message import DecodeError, Message
+
+from node.network.round_words import Malformed
+
+CHUNK_BYTES = 256 * 1024
+CHUNK_S = 20.0
+"""A peer that sends or takes no chunk for so long is given up."""
+
+
+def write_frame(writer: asyncio.StreamWriter, message: Message) -> None:
+    """Put a message on the stream; `drain` is the caller's."""
+    body = message.SerializeToString()
+    writer.write(len(body).to_bytes(4, "big") + body)
+
+
+async def read_frame(reader: asyncio.StreamReader, message: Message, *, max_bytes: int) -> None:
+    """Read a message into `message`.
+
+    Raises:
+        Malformed: it is longer than `max_bytes`, or no such message.
+    """
+    size = int.from_bytes(await reader.readexactly(4), "big")
+    if size > max_bytes:
+        raise Malformed(f"a frame of {size} bytes")
+    try:
+        message.ParseFromString(await reader.readexactly(size))
+    except DecodeError:
+        raise Malformed("that is not the expected frame") from None
+
+
+async def write_bulk(
+    writer: asyncio.StreamWriter, data: memoryview, note: Callable[[memoryview], None] = lambda _: None
+) -> None:
+    """Send `data` chunk by chunk; `note` sees each chunk while earlier ones travel (to hash it)."""
+    for start in range(0, len(data), CHUNK_BYTES):
+        chunk = data[start : start + CHUNK_BYTES]
+        writer.write(chunk)
+        note(chunk)
+        await asyncio.wait_for(writer.drain(), CHUNK_S)
+
+
+async def read_bulk(
+    reader: asyncio.StreamReader, num_bytes: int, note: Callable[[memoryview], None] = lambda _: None
+) -> bytearray:
+    """Read `num_bytes`, chunk by chunk."""
+    data = bytearray(num_bytes)
+    view = memoryview(data)
+    for start in range(0, num_bytes, CHUNK_BYTES):
+        chunk = view[start : start + CHUNK_BYTES]
+        chunk[:] = await asyncio.wait_for(reader.readexactly(len(chunk)), CHUNK_S)
+        note(chunk)
+    return data
