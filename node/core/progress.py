@@ -6,7 +6,7 @@ Pure functions of an immutable view and a time. Nobody is asked and nobody decid
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from node.core.types import Peer, PeerId, PeerState, Progress, SwarmView
@@ -16,28 +16,30 @@ _MAX_EXTRAPOLATION_S = 10.0
 """A record older than this says nothing about the tokens that its peer has done since."""
 
 
-def replicas_of_one_state(view: SwarmView, mine: Progress, *, without: Collection[PeerId] = ()) -> tuple[Peer, ...]:
-    """Return the live peers that train `mine.stage` at the same version with the same bits, me included, by id."""
-    return tuple(
+def peers_of_one_state(view: SwarmView, mine: Progress, *, without: Collection[PeerId] = ()) -> tuple[Peer, ...]:
+    """Return the live peers that train from where this node is, holders and drivers alike, me included, by id."""
+    standing = mine.standing
+    found = (
         peer
-        for peer in view.replicas(mine.stage)
+        for peer in view.peers
         if peer.peer_id == view.me
         or (
             peer.peer_id not in without
             and peer.state in _TAKES_PART
-            and (theirs := peer.progress_of(mine.stage)) is not None
-            and (theirs.version, theirs.adapter_hash) == (mine.version, mine.adapter_hash)
+            and peer.progress is not None
+            and peer.progress.standing.shares_bits_with(standing)
         )
     )
+    return tuple(sorted(found, key=lambda peer: peer.peer_id))
 
 
 def leader(view: SwarmView, mine: Progress, *, without: Collection[PeerId] = ()) -> PeerId:
-    """Return who calls the next round of `mine.stage`: the lowest id among the replicas at this version."""
-    return min(peer.peer_id for peer in replicas_of_one_state(view, mine, without=without))
+    """Return who calls the next round: the lowest id among the peers at this standing."""
+    return min(peer.peer_id for peer in peers_of_one_state(view, mine, without=without))
 
 
 def tokens_towards_next(view: SwarmView, mine: Progress, *, now_s: float, without: Collection[PeerId] = ()) -> int:
-    """Return the tokens that the replicas together have accumulated, others' counted on to `now_s` by their rate.
+    """Return the tokens that the drivers together have accumulated, others' counted on to `now_s` by their rate.
 
     Args:
         view: The swarm; its records may be a second or two old.
@@ -46,8 +48,8 @@ def tokens_towards_next(view: SwarmView, mine: Progress, *, now_s: float, withou
         without: Peers that are left out of the next round.
     """
     total = mine.tokens
-    for peer in replicas_of_one_state(view, mine, without=without):
-        theirs = peer.progress_of(mine.stage)
+    for peer in peers_of_one_state(view, mine, without=without):
+        theirs = peer.progress
         if peer.peer_id == view.me or theirs is None:
             continue
         age_s = min(max(now_s - theirs.at_s, 0.0), _MAX_EXTRAPOLATION_S)
@@ -58,17 +60,17 @@ def tokens_towards_next(view: SwarmView, mine: Progress, *, now_s: float, withou
 def peer_ahead(view: SwarmView, mine: Progress) -> Peer | None:
     """Return the peer whose lineage this node should follow, or None if its own is the one.
 
-    The lineage with more committed tokens wins; with equally many, the higher version, then the lower hash.
-    Every node decides alike, so two halves that meet agree without talking.
+    The heaviest lineage wins (`Standing.is_heavier_than`). Every node decides alike, so two halves that meet agree
+    without talking.
     """
+    standing = best_standing = mine.standing
     best: Peer | None = None
-    best_rank = _rank(mine)
-    for peer in view.replicas(mine.stage):
-        theirs = peer.progress_of(mine.stage)
-        if peer.peer_id == view.me or theirs is None or not theirs.adapter_hash or peer.state not in _TAKES_PART:
+    for peer in view.peers:
+        if peer.peer_id == view.me or peer.progress is None or peer.state not in _TAKES_PART:
             continue
-        if (theirs.version, theirs.adapter_hash) != (mine.version, mine.adapter_hash) and _rank(theirs) > best_rank:
-            best, best_rank = peer, _rank(theirs)
+        theirs = peer.progress.standing
+        if not theirs.shares_bits_with(standing) and theirs.is_heavier_than(best_standing):
+            best, best_standing = peer, theirs
     return best
 
 
@@ -82,9 +84,9 @@ class SwarmTotals:
     version: int
 
 
-def totals(view: SwarmView, stage: int = 0) -> SwarmTotals:
+def totals(view: SwarmView) -> SwarmTotals:
     """Add up what the live peers announce; the loss is their mean, weighted by their rates."""
-    rates = [(peer, p) for peer in view.peers if (p := peer.progress_of(stage)) is not None]
+    rates = [(peer, peer.progress) for peer in view.peers if peer.progress is not None]
     training = [(peer, p) for peer, p in rates if peer.state is PeerState.TRAINING]
     weighted = [(peer.loss, max(p.tokens_per_s, 1e-9)) for peer, p in training if peer.loss is not None]
     weight = sum(w for _, w in weighted)
@@ -109,22 +111,23 @@ def with_partners(view: SwarmView, mine: Progress, partners: Collection[PeerId],
     """
     peers = []
     for peer in view.peers:
-        theirs = peer.progress_of(mine.stage)
+        theirs = peer.progress
         if peer.peer_id in partners and theirs is not None and theirs.version < mine.version:
             fresh = dataclasses.replace(
                 theirs,
                 version=mine.version,
-                adapter_hash=mine.adapter_hash,
+                base_hash=mine.base_hash,
                 committed_tokens=mine.committed_tokens,
                 tokens=0,
                 at_s=stepped_at_s,
+                hashes=tuple((stage, bits) for stage, bits in mine.hashes if peer.shard.holds(stage)),
             )
-            others = tuple(p for p in peer.progress if p.stage != mine.stage)
-            peer = dataclasses.replace(peer, progress=(*others, fresh))
+            peer = dataclasses.replace(peer, progress=fresh)
         peers.append(peer)
     return SwarmView(view.me, tuple(peers))
 
 
-def _rank(progress: Progress) -> tuple[int, int, str]:
-    inverted = "".join(f"{15 - int(digit, 16):x}" for digit in progress.adapter_hash)
-    return progress.committed_tokens, progress.version, inverted
+def missing_stages(peers: Iterable[Peer], num_stages: int) -> tuple[int, ...]:
+    """Return the stages that none of these peers holds."""
+    held = {stage for peer in peers for stage in peer.shard.stages}
+    return tuple(stage for stage in range(num_stages) if stage not in held)

@@ -1,39 +1,16 @@
-"""What the members of an averaging round say to each other, and how a round's vector is cut into spans.
+"""What the members of an averaging round say to each other.
 
-These are the machine's own words (`round_state.py`); `network/rounds.py` turns them into protobuf and checks
+These are the machine's own words (`round_state.py`); `network/round_words.py` turns them into protobuf and checks
 every bound on the way in. The bulk (parts and results) never passes through here.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from node.core.types import PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """Where a replica is: the bits it holds, and how much work is behind them."""
-
-    version: int
-    """Optimizer steps behind the adapter."""
-    base_hash: str
-    """Digest of the adapter's and the moments' bits, lower-case hex."""
-    committed_tokens: int
-    """Tokens of all peers behind `version`: the heavier lineage wins."""
-
-    def is_heavier_than(self, other: Standing) -> bool:
-        """Whether `other` has to follow this one; the same order as `progress.peer_ahead`, total over all pairs."""
-        mine = (self.committed_tokens, self.version)
-        theirs = (other.committed_tokens, other.version)
-        return mine > theirs or (mine == theirs and self.base_hash < other.base_hash)
-
-    def shares_bits_with(self, other: Standing) -> bool:
-        """Whether both hold the same bits, so that one mean moves both to the same place."""
-        return (self.version, self.base_hash) == (other.version, other.base_hash)
+from node.core.types import PeerId, Shard, Standing
 
 
 class Reason(Enum):
@@ -46,11 +23,11 @@ class Reason(Enum):
     AHEAD = 3
     """I am further than you are: fetch my state."""
     UNKNOWN_RUN = 4
-    """I do not train that, or I hold no such stage."""
+    """I do not train that."""
     SYNCING = 5
     """I am fetching a state just now."""
     UNEQUAL_SETTINGS = 6
-    """Your vector, codec or rule is not the one that I have for this stage."""
+    """Your codec, rule or number of stages is not mine."""
 
 
 class Knowledge(Enum):
@@ -69,21 +46,52 @@ class Knowledge(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Values `[start, stop)` of one stage's flat vector."""
+
+    stage: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
 class Share:
-    """One member's place in a round: what it brings, and the span that it reduces."""
+    """One member's place in a round: what it brings, and the spans that it reduces."""
 
     peer_id: PeerId
     weight: int
-    """Label tokens behind its gradient sum."""
+    """Labels of its own microbatches. What its sums weigh, stage by stage, travels with its parts."""
     tokens: int
-    start: int
-    stop: int
-    """Its span is `[start, stop)` of the flat vector."""
+    """Tokens of its own microbatches."""
+    shard: Shard
+    session: str
+    """Of its sums: what it has counted in this session is in the round."""
+    spans: tuple[Span, ...]
+    """One a stage that it holds, in order; they may be empty."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SpanResult:
+    """What a member holds as the result of one span."""
+
+    stage: int
+    owner: PeerId
+    digest: str
+    """Of the result's bytes and the squared norm of its mean, in the caller's own form."""
+
+
+Results = tuple[SpanResult, ...]
+"""In the order of stages, then of owners."""
+Doubts = frozenset[tuple[PeerId, str]]
+"""Holders, with the session of the sums that are in doubt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Leader to member: seal what you have, and tell me what it weighs."""
+    """Leader to member: come to a rest, and tell me what you bring."""
 
     round: str
     standing: Standing
@@ -92,18 +100,25 @@ class Call:
     budget_s: float
     """Seconds until the round ends, one way or the other. A duration, because clocks differ."""
     settings: str
-    """Length, codec and rule in one string; must be equal everywhere."""
+    """Codec, rule and number of stages in one string; must be equal everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Member to leader: sealed."""
+    """Member to leader: this node rests, and brings this."""
 
     round: str
     weight: int
     tokens: int
-    alive: frozenset[PeerId]
-    """The replicas that may step and that this member holds for alive, itself included (for the quorum)."""
+    shard: Shard
+    session: str
+    hashes: tuple[tuple[int, str], ...]
+    """(stage, hash of the bits) of each stage held, as in its standing."""
+    sizes: tuple[tuple[int, int], ...]
+    """(stage, length of its vector) of each stage held."""
+    alive: Mapping[PeerId, Shard]
+    """The peers that may step and that this member holds for alive, itself included (for the quorum)."""
+    doubts: Doubts = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +149,10 @@ class Fail:
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """Member to leader: I hold all spans, and this is their digest."""
+    """Member to leader: I hold all spans of my stages, and these are their digests."""
 
     round: str
-    digest: str
+    results: Results
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +161,9 @@ class Verdict:
 
     round: str
     committed: bool
-    digest: str
     reason: str
+    results: Results = ()
+    """Of a commit: those of all stages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,35 +179,8 @@ class Tell:
 
     round: str
     knowledge: Knowledge
-    digest: str
+    results: Results = ()
+    """Of a commit: those of all stages."""
 
 
 Message = Call | Answer | Refusal | Open | Fail | Vote | Verdict | Ask | Tell
-
-
-def cut(num_values: int, speeds: Sequence[float]) -> tuple[tuple[int, int], ...]:
-    """Cut `[0, num_values)` into one span a member, as long as its speed; spans may be empty.
-
-    Args:
-        num_values: Length of the flat vector.
-        speeds: One positive number a member, such as its uplink; all equal for equal spans.
-    """
-    assert speeds, "a round has at least one member"
-    assert all(speed > 0 for speed in speeds), f"speeds must be positive: {speeds}"
-    total, done, edges = sum(speeds), 0.0, [0]
-    for speed in speeds[:-1]:
-        done += speed
-        edges.append(min(num_values, round(num_values * done / total)))
-    edges.append(num_values)
-    return tuple((start, max(start, stop)) for start, stop in itertools.pairwise(edges))
-
-
-def has_quorum(members: frozenset[PeerId], alive: Sequence[frozenset[PeerId]], dead: frozenset[PeerId]) -> bool:
-    """Whether `members` are more than half of what each of them holds for alive.
-
-    Args:
-        members: Who takes part, the leader included.
-        alive: For each member, the replicas that it holds for alive.
-        dead: Replicas that refused the leader's connection, or that said that they will not step without syncing.
-    """
-    return all(2 * len(members) > len((seen | members) - dead) for seen in alive)

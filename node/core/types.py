@@ -5,6 +5,7 @@ Layer and stage ranges are half-open, everywhere and always.
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,19 +79,35 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The contiguous stages `[first_stage, stop_stage)` that a node holds."""
+    """The contiguous stages `[first_stage, stop_stage)` that a node holds; `NO_SHARD` for a driver without any."""
 
     first_stage: int
     stop_stage: int
+
+    def __len__(self) -> int:
+        return max(0, self.stop_stage - self.first_stage)
 
     @property
     def stages(self) -> range:
         """The stages' indices."""
         return range(self.first_stage, self.stop_stage)
 
-    def layers(self, plan: StagePlan) -> LayerRange:
-        """Return the decoder layers of this shard under the run's plan."""
+    def holds(self, stage: int) -> bool:
+        """Whether `stage` is one of these."""
+        return self.first_stage <= stage < self.stop_stage
+
+    def overlaps(self, other: Shard) -> bool:
+        """Whether some stage is in both."""
+        return max(self.first_stage, other.first_stage) < min(self.stop_stage, other.stop_stage)
+
+    def layers(self, plan: StagePlan) -> LayerRange | None:
+        """Return the decoder layers of this shard under the run's plan, or None if it is empty."""
+        if not len(self):
+            return None
         return LayerRange(plan.ranges[self.first_stage].start, plan.ranges[self.stop_stage - 1].stop)
+
+
+NO_SHARD = Shard(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,22 +159,70 @@ class Microbatch:
         return len(self.labels) - self.labels.count(IGNORED_LABEL)
 
 
+START_HASH = hashlib.sha256(b"start").hexdigest()
+"""The lineage's hash before the first round."""
+HASH_CHARS = 16
+"""Characters of an adapter's hash that standings and records carry: enough to tell two apart, not to prove them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a peer is in the run: its lineage, how much work is behind it, and the bits of the stages it holds.
+
+    Equal lineages should mean equal bits; `hashes` prove it for the stages that two peers have in common.
+    """
+
+    version: int
+    """Optimizer steps behind the adapters."""
+    base_hash: str
+    """Of the lineage, lower-case hex: `START_HASH`, then with each committed round the hash of the one before and of
+    the round's digest."""
+    committed_tokens: int
+    """Tokens of all peers behind `version`: the heavier lineage wins."""
+    hashes: tuple[tuple[int, str], ...] = ()
+    """(stage, first `HASH_CHARS` of the digest of the adapter's and the moments' bits) of each stage held, in order."""
+
+    def is_heavier_than(self, other: Standing) -> bool:
+        """Whether `other` has to follow this one.
+
+        More committed tokens, then the higher version, then the lower hash of the lineage. Of one lineage with
+        unequal bits (which takes a defect) the lower hash of the first stage in common that differs.
+        """
+        mine, theirs = (self.committed_tokens, self.version), (other.committed_tokens, other.version)
+        if mine != theirs:
+            return mine > theirs
+        if self.base_hash != other.base_hash:
+            return self.base_hash < other.base_hash
+        return next((a < b for a, b in self._in_common(other) if a != b), False)
+
+    def shares_bits_with(self, other: Standing) -> bool:
+        """Whether both are at the same place, so that one mean moves both to the same next one."""
+        is_one_lineage = (self.version, self.base_hash) == (other.version, other.base_hash)
+        return is_one_lineage and all(a == b for a, b in self._in_common(other))
+
+    def _in_common(self, other: Standing) -> list[tuple[str, str]]:
+        theirs = dict(other.hashes)
+        return [(bits, theirs[stage]) for stage, bits in self.hashes if stage in theirs]
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What one peer has done for one stage since its last committed round."""
+    """Where one peer is in the run, and what it has done since its last committed round."""
 
-    stage: int
     version: int
-    """The number of optimizer steps behind the adapter."""
-    adapter_hash: str
-    """Hex digest of the adapter's and the moments' bits at that version."""
+    base_hash: str
     committed_tokens: int
-    """Tokens behind `version`, of all peers together: the heavier lineage wins after a partition."""
     tokens: int
-    """Tokens accumulated towards the next version."""
+    """Tokens of its own data, accumulated towards the next version."""
     tokens_per_s: float
     at_s: float
     """The peer's own clock (Unix time) when it wrote this."""
+    hashes: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def standing(self) -> Standing:
+        """The part that others compare with theirs."""
+        return Standing(self.version, self.base_hash, self.committed_tokens, self.hashes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +238,13 @@ class Peer:
     """Mean training loss of its latest microbatches, in nats per token."""
     tokens_given: int
     """Tokens of its own that are in committed rounds, since it first joined the run."""
-    progress: tuple[Progress, ...]
+    progress: Progress | None
+    """None before it has loaded anything."""
     expires_at_s: float
-
-    def progress_of(self, stage: int) -> Progress | None:
-        """Return this peer's progress in `stage`, or None if it does not hold that stage."""
-        return next((p for p in self.progress if p.stage == stage), None)
+    session: str = ""
+    """Of its sums (hex): another one whenever it has lost or discarded what it had counted."""
+    drives: bool = True
+    """Whether it has data of its own and sends microbatches through the stages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +260,7 @@ class SwarmView:
 
     def replicas(self, stage: int) -> tuple[Peer, ...]:
         """Return the peers that hold `stage`, in the order of their ids."""
-        held = (p for p in self.peers if p.shard.first_stage <= stage < p.shard.stop_stage)
-        return tuple(sorted(held, key=lambda p: p.peer_id))
+        return tuple(sorted((p for p in self.peers if p.shard.holds(stage)), key=lambda p: p.peer_id))
 
 
 class RoundStatus(Enum):
@@ -210,7 +275,6 @@ class RoundStatus(Enum):
 class RoundResult:
     """The end of one averaging round, as the person sees it."""
 
-    stage: int
     version: int
     """The version before the round."""
     status: RoundStatus

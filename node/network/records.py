@@ -7,20 +7,22 @@ so that garbage does not spread), and again, with the run's own bounds, where it
 from __future__ import annotations
 
 import math
+from typing import Annotated, Self
 
 from google.protobuf.message import DecodeError
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 from hivemind.utils import MSGPackSerializer
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from node.core.types import Peer, PeerId, PeerState, Progress, Shard
+from node.core.types import HASH_CHARS, Peer, PeerId, PeerState, Progress, Shard
 from node.network.addresses import MAX_ADDRESS_CHARS
 from node.trust.identity import Identity, SignedBytes, verify
 from node.v1 import swarm_pb2
 
 MAX_RECORD_BYTES = 6_000
 """Below the size at which hivemind's own pipes and the DHT's messages get into trouble."""
-_MAX_STAGES = 64
+MAX_STAGES = 64
+"""Of a run: as many hashes fit into a record."""
 _MAX_U63 = 2**63 - 1
 _CONTEXT = "peer-record"
 
@@ -28,12 +30,12 @@ _CONTEXT = "peer-record"
 class _ProgressRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stage: int = Field(ge=0, lt=1024)
     version: int = Field(ge=0, le=_MAX_U63)
-    adapter_hash: str = Field(pattern=r"^[0-9a-f]{0,128}$")
+    base_hash: str = Field(pattern=r"^[0-9a-f]{1,64}$")
     committed_tokens: int = Field(ge=0, le=_MAX_U63)
     tokens: int = Field(ge=0, le=_MAX_U63)
     tokens_per_s: float = Field(ge=0, le=1e9, allow_inf_nan=False)
+    hashes: tuple[Annotated[str, Field(pattern=rf"^[0-9a-f]{{1,{HASH_CHARS}}}$")], ...] = Field(max_length=MAX_STAGES)
 
 
 class _PeerRecord(BaseModel):
@@ -41,13 +43,15 @@ class _PeerRecord(BaseModel):
 
     name: str = Field(max_length=64)
     addresses: tuple[str, ...] = Field(max_length=16)
-    first_stage: int = Field(ge=0, lt=1024)
-    stop_stage: int = Field(ge=0, le=1024)
+    first_stage: int = Field(ge=0, le=MAX_STAGES)
+    stop_stage: int = Field(ge=0, le=MAX_STAGES)
     state: PeerState
     loss: float | None = Field(ge=0, le=1e6, allow_inf_nan=False)
     tokens_given: int = Field(ge=0, le=_MAX_U63)
-    progress: tuple[_ProgressRecord, ...] = Field(max_length=_MAX_STAGES)
+    progress: _ProgressRecord | None
     at_s: float = Field(ge=0, le=1e11, allow_inf_nan=False)
+    session: str = Field(pattern=r"^[0-9a-f]{0,32}$")
+    drives: bool
 
     @field_validator("addresses")
     @classmethod
@@ -60,6 +64,13 @@ class _PeerRecord(BaseModel):
     @classmethod
     def _printable(cls, name: str) -> str:
         return "".join(character for character in name if character.isprintable())
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        num_stages = self.stop_stage - self.first_stage
+        if num_stages < 0 or (self.progress is not None and len(self.progress.hashes) != num_stages):
+            raise ValueError("the stages, or their hashes, are not in order")
+        return self
 
 
 def encode_peer(peer: Peer, *, fingerprint: str, at_s: float, identity: Identity) -> bytes:
@@ -74,18 +85,18 @@ def encode_peer(peer: Peer, *, fingerprint: str, at_s: float, identity: Identity
         state=peer.state.value,
         tokens_given=peer.tokens_given,
         at_s=at_s,
+        session=peer.session,
+        drives=peer.drives,
     )
     if peer.loss is not None and math.isfinite(peer.loss):
         record.loss = peer.loss
-    for progress in peer.progress:
-        record.progress.add(
-            stage=progress.stage,
-            version=progress.version,
-            adapter_hash=progress.adapter_hash,
-            committed_tokens=progress.committed_tokens,
-            tokens=progress.tokens,
-            tokens_per_s=progress.tokens_per_s,
-        )
+    if peer.progress is not None:
+        record.progress.version = peer.progress.version
+        record.progress.base_hash = peer.progress.base_hash
+        record.progress.committed_tokens = peer.progress.committed_tokens
+        record.progress.tokens = peer.progress.tokens
+        record.progress.tokens_per_s = peer.progress.tokens_per_s
+        record.progress.hashes.extend(bits for _, bits in peer.progress.hashes)
     signed = identity.sign(_CONTEXT, record.SerializeToString())
     envelope = swarm_pb2.Signed(body=signed.body, public_key=signed.public_key, signature=signed.signature)
     return envelope.SerializeToString()
@@ -105,31 +116,49 @@ def decode_peer(data: object, *, fingerprint: str, expires_at_s: float) -> Peer 
             state=PeerState(record.state),
             loss=record.loss if record.HasField("loss") else None,
             tokens_given=record.tokens_given,
-            progress=tuple(
-                _ProgressRecord(
-                    stage=p.stage,
-                    version=p.version,
-                    adapter_hash=p.adapter_hash,
-                    committed_tokens=p.committed_tokens,
-                    tokens=p.tokens,
-                    tokens_per_s=p.tokens_per_s,
-                )
-                for p in record.progress[: _MAX_STAGES + 1]
-            ),
+            progress=_read_progress(record.progress) if record.HasField("progress") else None,
             at_s=record.at_s,
+            session=record.session,
+            drives=record.drives,
         )
     except (ValidationError, ValueError):
         return None
+    shard = Shard(checked.first_stage, checked.stop_stage)
     return Peer(
         peer_id=PeerId(record.peer_id),
         name=checked.name,
         addresses=checked.addresses,
-        shard=Shard(checked.first_stage, checked.stop_stage),
+        shard=shard,
         state=checked.state,
         loss=checked.loss,
         tokens_given=checked.tokens_given,
-        progress=tuple(Progress(**p.model_dump(), at_s=checked.at_s) for p in checked.progress),
+        progress=_progress(checked.progress, shard, checked.at_s) if checked.progress else None,
         expires_at_s=expires_at_s,
+        session=checked.session,
+        drives=checked.drives,
+    )
+
+
+def _read_progress(wire: swarm_pb2.RunProgress) -> _ProgressRecord:
+    return _ProgressRecord(
+        version=wire.version,
+        base_hash=wire.base_hash,
+        committed_tokens=wire.committed_tokens,
+        tokens=wire.tokens,
+        tokens_per_s=wire.tokens_per_s,
+        hashes=tuple(wire.hashes),
+    )
+
+
+def _progress(checked: _ProgressRecord, shard: Shard, at_s: float) -> Progress:
+    return Progress(
+        version=checked.version,
+        base_hash=checked.base_hash,
+        committed_tokens=checked.committed_tokens,
+        tokens=checked.tokens,
+        tokens_per_s=checked.tokens_per_s,
+        at_s=at_s,
+        hashes=tuple(zip(shard.stages, checked.hashes, strict=True)),
     )
 
 

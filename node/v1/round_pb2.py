@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13node/v1/round.proto\x12\x07node.v1\"H\n\x08Standing\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x11\n\tbase_hash\x18\x02 \x01(\t\x12\x18\n\x10\x63ommitted_tokens\x18\x03 \x01(\x04\"\xbf\x03\n\x0cRoundMessage\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\r\x12\r\n\x05round\x18\x03 \x01(\t\x12\"\n\x04\x63\x61ll\x18\x04 \x01(\x0b\x32\x12.node.v1.RoundCallH\x00\x12&\n\x06\x61nswer\x18\x05 \x01(\x0b\x32\x14.node.v1.RoundAnswerH\x00\x12(\n\x07refusal\x18\x06 \x01(\x0b\x32\x15.node.v1.RoundRefusalH\x00\x12\"\n\x04open\x18\x07 \x01(\x0b\x32\x12.node.v1.RoundOpenH\x00\x12\"\n\x04\x66\x61il\x18\x08 \x01(\x0b\x32\x12.node.v1.RoundFailH\x00\x12\"\n\x04vote\x18\t \x01(\x0b\x32\x12.node.v1.RoundVoteH\x00\x12(\n\x07verdict\x18\n \x01(\x0b\x32\x15.node.v1.RoundVerdictH\x00\x12 \n\x03\x61sk\x18\x0b \x01(\x0b\x32\x11.node.v1.RoundAskH\x00\x12\"\n\x04tell\x18\x0c \x01(\x0b\x32\x12.node.v1.RoundTellH\x00\x12\"\n\x04ping\x18\r \x01(\x0b\x32\x12.node.v1.RoundPingH\x00\x42\x06\n\x04kind\"h\n\tRoundCall\x12#\n\x08standing\x18\x01 \x01(\x0b\x32\x11.node.v1.Standing\x12\x12\n\nbase_round\x18\x02 \x01(\t\x12\x10\n\x08\x62udget_s\x18\x03 \x01(\x01\x12\x10\n\x08settings\x18\x04 \x01(\t\"<\n\x0bRoundAnswer\x12\x0e\n\x06weight\x18\x01 \x01(\x04\x12\x0e\n\x06tokens\x18\x02 \x01(\x04\x12\r\n\x05\x61live\x18\x03 \x03(\t\"C\n\x0cRoundRefusal\x12\x0e\n\x06reason\x18\x01 \x01(\r\x12#\n\x08standing\x18\x02 \x01(\x0b\x32\x11.node.v1.Standing\"0\n\tRoundOpen\x12#\n\x06shares\x18\x01 \x03(\x0b\x32\x13.node.v1.RoundShare\"Z\n\nRoundShare\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x04\x12\x0e\n\x06tokens\x18\x03 \x01(\x04\x12\r\n\x05start\x18\x04 \x01(\x04\x12\x0c\n\x04stop\x18\x05 \x01(\x04\",\n\tRoundFail\x12\x0f\n\x07suspect\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x1b\n\tRoundVote\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"A\n\x0cRoundVerdict\x12\x11\n\tcommitted\x18\x01 \x01(\x08\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\n\n\x08RoundAsk\".\n\tRoundTell\x12\x11\n\tknowledge\x18\x01 \x01(\r\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\x0b\n\tRoundPing\" \n\x0cRoundReceipt\x12\x10\n\x08is_known\x18\x01 \x01(\x08\"D\n\x0fRoundPartHeader\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\r\x12\r\n\x05round\x18\x03 \x01(\t\"B\n\x0cRoundPartEnd\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x0f\n\x07norm_sq\x18\x03 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13node/v1/round.proto\x12\x07node.v1\"l\n\x08Standing\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x11\n\tbase_hash\x18\x02 \x01(\t\x12\x18\n\x10\x63ommitted_tokens\x18\x03 \x01(\x04\x12\"\n\x06hashes\x18\x04 \x03(\x0b\x32\x12.node.v1.StageHash\"(\n\tStageHash\x12\r\n\x05stage\x18\x01 \x01(\r\x12\x0c\n\x04hash\x18\x02 \x01(\t\"\xb6\x03\n\x0cRoundMessage\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\t\x12\"\n\x04\x63\x61ll\x18\x04 \x01(\x0b\x32\x12.node.v1.RoundCallH\x00\x12&\n\x06\x61nswer\x18\x05 \x01(\x0b\x32\x14.node.v1.RoundAnswerH\x00\x12(\n\x07refusal\x18\x06 \x01(\x0b\x32\x15.node.v1.RoundRefusalH\x00\x12\"\n\x04open\x18\x07 \x01(\x0b\x32\x12.node.v1.RoundOpenH\x00\x12\"\n\x04\x66\x61il\x18\x08 \x01(\x0b\x32\x12.node.v1.RoundFailH\x00\x12\"\n\x04vote\x18\t \x01(\x0b\x32\x12.node.v1.RoundVoteH\x00\x12(\n\x07verdict\x18\n \x01(\x0b\x32\x15.node.v1.RoundVerdictH\x00\x12 \n\x03\x61sk\x18\x0b \x01(\x0b\x32\x11.node.v1.RoundAskH\x00\x12\"\n\x04tell\x18\x0c \x01(\x0b\x32\x12.node.v1.RoundTellH\x00\x12\"\n\x04ping\x18\r \x01(\x0b\x32\x12.node.v1.RoundPingH\x00\x42\x06\n\x04kindJ\x04\x08\x02\x10\x03\"h\n\tRoundCall\x12#\n\x08standing\x18\x01 \x01(\x0b\x32\x11.node.v1.Standing\x12\x12\n\nbase_round\x18\x02 \x01(\t\x12\x10\n\x08\x62udget_s\x18\x03 \x01(\x01\x12\x10\n\x08settings\x18\x04 \x01(\t\"\xcf\x01\n\x0bRoundAnswer\x12\x0e\n\x06weight\x18\x01 \x01(\x04\x12\x0e\n\x06tokens\x18\x02 \x01(\x04\x12\"\n\x05shard\x18\x03 \x01(\x0b\x32\x13.node.v1.RoundShard\x12\x0f\n\x07session\x18\x04 \x01(\t\x12#\n\x06stages\x18\x05 \x03(\x0b\x32\x13.node.v1.RoundStage\x12!\n\x05\x61live\x18\x06 \x03(\x0b\x32\x12.node.v1.RoundSeen\x12#\n\x06\x64oubts\x18\x07 \x03(\x0b\x32\x13.node.v1.RoundDoubt\"5\n\nRoundShard\x12\x13\n\x0b\x66irst_stage\x18\x01 \x01(\r\x12\x12\n\nstop_stage\x18\x02 \x01(\r\"=\n\nRoundStage\x12\r\n\x05stage\x18\x01 \x01(\r\x12\x12\n\nnum_values\x18\x02 \x01(\x04\x12\x0c\n\x04hash\x18\x03 \x01(\t\"@\n\tRoundSeen\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\"\n\x05shard\x18\x02 \x01(\x0b\x32\x13.node.v1.RoundShard\".\n\nRoundDoubt\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\"C\n\x0cRoundRefusal\x12\x0e\n\x06reason\x18\x01 \x01(\r\x12#\n\x08standing\x18\x02 \x01(\x0b\x32\x11.node.v1.Standing\"0\n\tRoundOpen\x12#\n\x06shares\x18\x01 \x03(\x0b\x32\x13.node.v1.RoundShare\"\x95\x01\n\nRoundShare\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x04\x12\x0e\n\x06tokens\x18\x03 \x01(\x04\x12\"\n\x05shard\x18\x04 \x01(\x0b\x32\x13.node.v1.RoundShard\x12\x0f\n\x07session\x18\x05 \x01(\t\x12!\n\x05spans\x18\x06 \x03(\x0b\x32\x12.node.v1.RoundSpan\"7\n\tRoundSpan\x12\r\n\x05stage\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\x04\x12\x0c\n\x04stop\x18\x03 \x01(\x04\",\n\tRoundFail\x12\x0f\n\x07suspect\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"2\n\tRoundVote\x12%\n\x07results\x18\x01 \x03(\x0b\x32\x14.node.v1.RoundResult\";\n\x0bRoundResult\x12\r\n\x05stage\x18\x01 \x01(\r\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"X\n\x0cRoundVerdict\x12\x11\n\tcommitted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12%\n\x07results\x18\x03 \x03(\x0b\x32\x14.node.v1.RoundResult\"\n\n\x08RoundAsk\"E\n\tRoundTell\x12\x11\n\tknowledge\x18\x01 \x01(\r\x12%\n\x07results\x18\x02 \x03(\x0b\x32\x14.node.v1.RoundResult\"\x0b\n\tRoundPing\" \n\x0cRoundReceipt\x12\x10\n\x08is_known\x18\x01 \x01(\x08\"F\n\x0fRoundPartHeader\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\t\x12\x0f\n\x07weights\x18\x03 \x03(\x04\"D\n\x0cRoundPartEnd\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\x12\x0f\n\x07\x64igests\x18\x02 \x03(\x0c\x12\x10\n\x08norms_sq\x18\x03 \x03(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,35 +32,49 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'node.v1.round_pb2', _global
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STANDING']._serialized_start=32
-  _globals['_STANDING']._serialized_end=104
-  _globals['_ROUNDMESSAGE']._serialized_start=107
-  _globals['_ROUNDMESSAGE']._serialized_end=554
-  _globals['_ROUNDCALL']._serialized_start=556
-  _globals['_ROUNDCALL']._serialized_end=660
-  _globals['_ROUNDANSWER']._serialized_start=662
-  _globals['_ROUNDANSWER']._serialized_end=722
-  _globals['_ROUNDREFUSAL']._serialized_start=724
-  _globals['_ROUNDREFUSAL']._serialized_end=791
-  _globals['_ROUNDOPEN']._serialized_start=793
-  _globals['_ROUNDOPEN']._serialized_end=841
-  _globals['_ROUNDSHARE']._serialized_start=843
-  _globals['_ROUNDSHARE']._serialized_end=933
-  _globals['_ROUNDFAIL']._serialized_start=935
-  _globals['_ROUNDFAIL']._serialized_end=979
-  _globals['_ROUNDVOTE']._serialized_start=981
-  _globals['_ROUNDVOTE']._serialized_end=1008
-  _globals['_ROUNDVERDICT']._serialized_start=1010
-  _globals['_ROUNDVERDICT']._serialized_end=1075
-  _globals['_ROUNDASK']._serialized_start=1077
-  _globals['_ROUNDASK']._serialized_end=1087
-  _globals['_ROUNDTELL']._serialized_start=1089
-  _globals['_ROUNDTELL']._serialized_end=1135
-  _globals['_ROUNDPING']._serialized_start=1137
-  _globals['_ROUNDPING']._serialized_end=1148
-  _globals['_ROUNDRECEIPT']._serialized_start=1150
-  _globals['_ROUNDRECEIPT']._serialized_end=1182
-  _globals['_ROUNDPARTHEADER']._serialized_start=1184
-  _globals['_ROUNDPARTHEADER']._serialized_end=1252
-  _globals['_ROUNDPARTEND']._serialized_start=1254
-  _globals['_ROUNDPARTEND']._serialized_end=1320
+  _globals['_STANDING']._serialized_end=140
+  _globals['_STAGEHASH']._serialized_start=142
+  _globals['_STAGEHASH']._serialized_end=182
+  _globals['_ROUNDMESSAGE']._serialized_start=185
+  _globals['_ROUNDMESSAGE']._serialized_end=623
+  _globals['_ROUNDCALL']._serialized_start=625
+  _globals['_ROUNDCALL']._serialized_end=729
+  _globals['_ROUNDANSWER']._serialized_start=732
+  _globals['_ROUNDANSWER']._serialized_end=939
+  _globals['_ROUNDSHARD']._serialized_start=941
+  _globals['_ROUNDSHARD']._serialized_end=994
+  _globals['_ROUNDSTAGE']._serialized_start=996
+  _globals['_ROUNDSTAGE']._serialized_end=1057
+  _globals['_ROUNDSEEN']._serialized_start=1059
+  _globals['_ROUNDSEEN']._serialized_end=1123
+  _globals['_ROUNDDOUBT']._serialized_start=1125
+  _globals['_ROUNDDOUBT']._serialized_end=1171
+  _globals['_ROUNDREFUSAL']._serialized_start=1173
+  _globals['_ROUNDREFUSAL']._serialized_end=1240
+  _globals['_ROUNDOPEN']._serialized_start=1242
+  _globals['_ROUNDOPEN']._serialized_end=1290
+  _globals['_ROUNDSHARE']._serialized_start=1293
+  _globals['_ROUNDSHARE']._serialized_end=1442
+  _globals['_ROUNDSPAN']._serialized_start=1444
+  _globals['_ROUNDSPAN']._serialized_end=1499
+  _globals['_ROUNDFAIL']._serialized_start=1501
+  _globals['_ROUNDFAIL']._serialized_end=1545
+  _globals['_ROUNDVOTE']._serialized_start=1547
+  _globals['_ROUNDVOTE']._serialized_end=1597
+  _globals['_ROUNDRESULT']._serialized_start=1599
+  _globals['_ROUNDRESULT']._serialized_end=1658
+  _globals['_ROUNDVERDICT']._serialized_start=1660
+  _globals['_ROUNDVERDICT']._serialized_end=1748
+  _globals['_ROUNDASK']._serialized_start=1750
+  _globals['_ROUNDASK']._serialized_end=1760
+  _globals['_ROUNDTELL']._serialized_start=1762
+  _globals['_ROUNDTELL']._serialized_end=1831
+  _globals['_ROUNDPING']._serialized_start=1833
+  _globals['_ROUNDPING']._serialized_end=1844
+  _globals['_ROUNDRECEIPT']._serialized_start=1846
+  _globals['_ROUNDRECEIPT']._serialized_end=1878
+  _globals['_ROUNDPARTHEADER']._serialized_start=1880
+  _globals['_ROUNDPARTHEADER']._serialized_end=1950
+  _globals['_ROUNDPARTEND']._serialized_start=1952
+  _globals['_ROUNDPARTEND']._serialized_end=2020
 # @@protoc_insertion_point(module_scope)

@@ -7,19 +7,28 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Standing(_message.Message):
-    __slots__ = ("version", "base_hash", "committed_tokens")
+    __slots__ = ("version", "base_hash", "committed_tokens", "hashes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BASE_HASH_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
     version: int
     base_hash: str
     committed_tokens: int
-    def __init__(self, version: _Optional[int] = ..., base_hash: _Optional[str] = ..., committed_tokens: _Optional[int] = ...) -> None: ...
+    hashes: _containers.RepeatedCompositeFieldContainer[StageHash]
+    def __init__(self, version: _Optional[int] = ..., base_hash: _Optional[str] = ..., committed_tokens: _Optional[int] = ..., hashes: _Optional[_Iterable[_Union[StageHash, _Mapping]]] = ...) -> None: ...
+
+class StageHash(_message.Message):
+    __slots__ = ("stage", "hash")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    stage: int
+    hash: str
+    def __init__(self, stage: _Optional[int] = ..., hash: _Optional[str] = ...) -> None: ...
 
 class RoundMessage(_message.Message):
-    __slots__ = ("fingerprint", "stage", "round", "call", "answer", "refusal", "open", "fail", "vote", "verdict", "ask", "tell", "ping")
+    __slots__ = ("fingerprint", "round", "call", "answer", "refusal", "open", "fail", "vote", "verdict", "ask", "tell", "ping")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
-    STAGE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     CALL_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
@@ -32,7 +41,6 @@ class RoundMessage(_message.Message):
     TELL_FIELD_NUMBER: _ClassVar[int]
     PING_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
-    stage: int
     round: str
     call: RoundCall
     answer: RoundAnswer
@@ -44,7 +52,7 @@ class RoundMessage(_message.Message):
     ask: RoundAsk
     tell: RoundTell
     ping: RoundPing
-    def __init__(self, fingerprint: _Optional[str] = ..., stage: _Optional[int] = ..., round: _Optional[str] = ..., call: _Optional[_Union[RoundCall, _Mapping]] = ..., answer: _Optional[_Union[RoundAnswer, _Mapping]] = ..., refusal: _Optional[_Union[RoundRefusal, _Mapping]] = ..., open: _Optional[_Union[RoundOpen, _Mapping]] = ..., fail: _Optional[_Union[RoundFail, _Mapping]] = ..., vote: _Optional[_Union[RoundVote, _Mapping]] = ..., verdict: _Optional[_Union[RoundVerdict, _Mapping]] = ..., ask: _Optional[_Union[RoundAsk, _Mapping]] = ..., tell: _Optional[_Union[RoundTell, _Mapping]] = ..., ping: _Optional[_Union[RoundPing, _Mapping]] = ...) -> None: ...
+    def __init__(self, fingerprint: _Optional[str] = ..., round: _Optional[str] = ..., call: _Optional[_Union[RoundCall, _Mapping]] = ..., answer: _Optional[_Union[RoundAnswer, _Mapping]] = ..., refusal: _Optional[_Union[RoundRefusal, _Mapping]] = ..., open: _Optional[_Union[RoundOpen, _Mapping]] = ..., fail: _Optional[_Union[RoundFail, _Mapping]] = ..., vote: _Optional[_Union[RoundVote, _Mapping]] = ..., verdict: _Optional[_Union[RoundVerdict, _Mapping]] = ..., ask: _Optional[_Union[RoundAsk, _Mapping]] = ..., tell: _Optional[_Union[RoundTell, _Mapping]] = ..., ping: _Optional[_Union[RoundPing, _Mapping]] = ...) -> None: ...
 
 class RoundCall(_message.Message):
     __slots__ = ("standing", "base_round", "budget_s", "settings")
@@ -59,14 +67,56 @@ class RoundCall(_message.Message):
     def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., base_round: _Optional[str] = ..., budget_s: _Optional[float] = ..., settings: _Optional[str] = ...) -> None: ...
 
 class RoundAnswer(_message.Message):
-    __slots__ = ("weight", "tokens", "alive")
+    __slots__ = ("weight", "tokens", "shard", "session", "stages", "alive", "doubts")
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
     ALIVE_FIELD_NUMBER: _ClassVar[int]
+    DOUBTS_FIELD_NUMBER: _ClassVar[int]
     weight: int
     tokens: int
-    alive: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, weight: _Optional[int] = ..., tokens: _Optional[int] = ..., alive: _Optional[_Iterable[str]] = ...) -> None: ...
+    shard: RoundShard
+    session: str
+    stages: _containers.RepeatedCompositeFieldContainer[RoundStage]
+    alive: _containers.RepeatedCompositeFieldContainer[RoundSeen]
+    doubts: _containers.RepeatedCompositeFieldContainer[RoundDoubt]
+    def __init__(self, weight: _Optional[int] = ..., tokens: _Optional[int] = ..., shard: _Optional[_Union[RoundShard, _Mapping]] = ..., session: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[RoundStage, _Mapping]]] = ..., alive: _Optional[_Iterable[_Union[RoundSeen, _Mapping]]] = ..., doubts: _Optional[_Iterable[_Union[RoundDoubt, _Mapping]]] = ...) -> None: ...
+
+class RoundShard(_message.Message):
+    __slots__ = ("first_stage", "stop_stage")
+    FIRST_STAGE_FIELD_NUMBER: _ClassVar[int]
+    STOP_STAGE_FIELD_NUMBER: _ClassVar[int]
+    first_stage: int
+    stop_stage: int
+    def __init__(self, first_stage: _Optional[int] = ..., stop_stage: _Optional[int] = ...) -> None: ...
+
+class RoundStage(_message.Message):
+    __slots__ = ("stage", "num_values", "hash")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    NUM_VALUES_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    stage: int
+    num_values: int
+    hash: str
+    def __init__(self, stage: _Optional[int] = ..., num_values: _Optional[int] = ..., hash: _Optional[str] = ...) -> None: ...
+
+class RoundSeen(_message.Message):
+    __slots__ = ("peer_id", "shard")
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    peer_id: str
+    shard: RoundShard
+    def __init__(self, peer_id: _Optional[str] = ..., shard: _Optional[_Union[RoundShard, _Mapping]] = ...) -> None: ...
+
+class RoundDoubt(_message.Message):
+    __slots__ = ("peer_id", "session")
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    peer_id: str
+    session: str
+    def __init__(self, peer_id: _Optional[str] = ..., session: _Optional[str] = ...) -> None: ...
 
 class RoundRefusal(_message.Message):
     __slots__ = ("reason", "standing")
@@ -83,18 +133,30 @@ class RoundOpen(_message.Message):
     def __init__(self, shares: _Optional[_Iterable[_Union[RoundShare, _Mapping]]] = ...) -> None: ...
 
 class RoundShare(_message.Message):
-    __slots__ = ("peer_id", "weight", "tokens", "start", "stop")
+    __slots__ = ("peer_id", "weight", "tokens", "shard", "session", "spans")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
-    START_FIELD_NUMBER: _ClassVar[int]
-    STOP_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     weight: int
     tokens: int
+    shard: RoundShard
+    session: str
+    spans: _containers.RepeatedCompositeFieldContainer[RoundSpan]
+    def __init__(self, peer_id: _Optional[str] = ..., weight: _Optional[int] = ..., tokens: _Optional[int] = ..., shard: _Optional[_Union[RoundShard, _Mapping]] = ..., session: _Optional[str] = ..., spans: _Optional[_Iterable[_Union[RoundSpan, _Mapping]]] = ...) -> None: ...
+
+class RoundSpan(_message.Message):
+    __slots__ = ("stage", "start", "stop")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    stage: int
     start: int
     stop: int
-    def __init__(self, peer_id: _Optional[str] = ..., weight: _Optional[int] = ..., tokens: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
+    def __init__(self, stage: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
 
 class RoundFail(_message.Message):
     __slots__ = ("suspect", "reason")
@@ -105,32 +167,42 @@ class RoundFail(_message.Message):
     def __init__(self, suspect: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class RoundVote(_message.Message):
-    __slots__ = ("digest",)
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[RoundResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[RoundResult, _Mapping]]] = ...) -> None: ...
+
+class RoundResult(_message.Message):
+    __slots__ = ("stage", "owner", "digest")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    stage: int
+    owner: str
     digest: str
-    def __init__(self, digest: _Optional[str] = ...) -> None: ...
+    def __init__(self, stage: _Optional[int] = ..., owner: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class RoundVerdict(_message.Message):
-    __slots__ = ("committed", "digest", "reason")
+    __slots__ = ("committed", "reason", "results")
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
-    DIGEST_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
     committed: bool
-    digest: str
     reason: str
-    def __init__(self, committed: _Optional[bool] = ..., digest: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    results: _containers.RepeatedCompositeFieldContainer[RoundResult]
+    def __init__(self, committed: _Optional[bool] = ..., reason: _Optional[str] = ..., results: _Optional[_Iterable[_Union[RoundResult, _Mapping]]] = ...) -> None: ...
 
 class RoundAsk(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class RoundTell(_message.Message):
-    __slots__ = ("knowledge", "digest")
+    __slots__ = ("knowledge", "results")
     KNOWLEDGE_FIELD_NUMBER: _ClassVar[int]
-    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
     knowledge: int
-    digest: str
-    def __init__(self, knowledge: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+    results: _containers.RepeatedCompositeFieldContainer[RoundResult]
+    def __init__(self, knowledge: _Optional[int] = ..., results: _Optional[_Iterable[_Union[RoundResult, _Mapping]]] = ...) -> None: ...
 
 class RoundPing(_message.Message):
     __slots__ = ()
@@ -143,21 +215,21 @@ class RoundReceipt(_message.Message):
     def __init__(self, is_known: _Optional[bool] = ...) -> None: ...
 
 class RoundPartHeader(_message.Message):
-    __slots__ = ("fingerprint", "stage", "round")
+    __slots__ = ("fingerprint", "round", "weights")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
-    STAGE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
-    stage: int
     round: str
-    def __init__(self, fingerprint: _Optional[str] = ..., stage: _Optional[int] = ..., round: _Optional[str] = ...) -> None: ...
+    weights: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, fingerprint: _Optional[str] = ..., round: _Optional[str] = ..., weights: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RoundPartEnd(_message.Message):
-    __slots__ = ("num_bytes", "digest", "norm_sq")
+    __slots__ = ("num_bytes", "digests", "norms_sq")
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
-    DIGEST_FIELD_NUMBER: _ClassVar[int]
-    NORM_SQ_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    NORMS_SQ_FIELD_NUMBER: _ClassVar[int]
     num_bytes: int
-    digest: bytes
-    norm_sq: float
-    def __init__(self, num_bytes: _Optional[int] = ..., digest: _Optional[bytes] = ..., norm_sq: _Optional[float] = ...) -> None: ...
+    digests: _containers.RepeatedScalarFieldContainer[bytes]
+    norms_sq: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, num_bytes: _Optional[int] = ..., digests: _Optional[_Iterable[bytes]] = ..., norms_sq: _Optional[_Iterable[float]] = ...) -> None: ...

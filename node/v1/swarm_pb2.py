@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13node/v1/swarm.proto\x12\x07node.v1\"=\n\x06Signed\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"\xf5\x01\n\nPeerRecord\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\x13\n\x0b\x66irst_stage\x18\x05 \x01(\r\x12\x12\n\nstop_stage\x18\x06 \x01(\r\x12\r\n\x05state\x18\x07 \x01(\t\x12\x11\n\x04loss\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0ctokens_given\x18\t \x01(\x04\x12(\n\x08progress\x18\n \x03(\x0b\x32\x16.node.v1.StageProgress\x12\x0c\n\x04\x61t_s\x18\x0b \x01(\x01\x42\x07\n\x05_loss\"\x85\x01\n\rStageProgress\x12\r\n\x05stage\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x14\n\x0c\x61\x64\x61pter_hash\x18\x03 \x01(\t\x12\x18\n\x10\x63ommitted_tokens\x18\x04 \x01(\x04\x12\x0e\n\x06tokens\x18\x05 \x01(\x04\x12\x14\n\x0ctokens_per_s\x18\x06 \x01(\x01\"?\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0f\n\x07\x63lock_s\x18\x03 \x01(\x01\"\\\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x1f\n\x06recipe\x18\x02 \x01(\x0b\x32\x0f.node.v1.Signed\x12\x0f\n\x07\x63lock_s\x18\x03 \x01(\x01\x12\r\n\x05state\x18\x04 \x01(\t\"2\n\x0cStateRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\r\"\x83\x01\n\nStateChunk\x12\x0e\n\x04part\x18\x01 \x01(\x0cH\x00\x12 \n\x03\x65nd\x18\x02 \x01(\x0b\x32\x11.node.v1.StateEndH\x00\x12\x13\n\ttry_later\x18\x03 \x01(\tH\x00\x12&\n\x06header\x18\x04 \x01(\x0b\x32\x14.node.v1.StateHeaderH\x00\x42\x06\n\x04kind\"\x1e\n\x0bStateHeader\x12\x0f\n\x07lineage\x18\x01 \x03(\t\"-\n\x08StateEnd\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13node/v1/swarm.proto\x12\x07node.v1\"=\n\x06Signed\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"\xa6\x02\n\nPeerRecord\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\x13\n\x0b\x66irst_stage\x18\x05 \x01(\r\x12\x12\n\nstop_stage\x18\x06 \x01(\r\x12\r\n\x05state\x18\x07 \x01(\t\x12\x11\n\x04loss\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0ctokens_given\x18\t \x01(\x04\x12+\n\x08progress\x18\n \x01(\x0b\x32\x14.node.v1.RunProgressH\x01\x88\x01\x01\x12\x0c\n\x04\x61t_s\x18\x0b \x01(\x01\x12\x0f\n\x07session\x18\x0c \x01(\t\x12\x0e\n\x06\x64rives\x18\r \x01(\x08\x42\x07\n\x05_lossB\x0b\n\t_progress\"\x81\x01\n\x0bRunProgress\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x11\n\tbase_hash\x18\x02 \x01(\t\x12\x18\n\x10\x63ommitted_tokens\x18\x03 \x01(\x04\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x14\n\x0ctokens_per_s\x18\x05 \x01(\x01\x12\x0e\n\x06hashes\x18\x06 \x03(\t\"?\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0f\n\x07\x63lock_s\x18\x03 \x01(\x01\"\\\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x1f\n\x06recipe\x18\x02 \x01(\x0b\x32\x0f.node.v1.Signed\x12\x0f\n\x07\x63lock_s\x18\x03 \x01(\x01\x12\r\n\x05state\x18\x04 \x01(\t\"2\n\x0cStateRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\r\"\x83\x01\n\nStateChunk\x12\x0e\n\x04part\x18\x01 \x01(\x0cH\x00\x12 \n\x03\x65nd\x18\x02 \x01(\x0b\x32\x11.node.v1.StateEndH\x00\x12\x13\n\ttry_later\x18\x03 \x01(\tH\x00\x12&\n\x06header\x18\x04 \x01(\x0b\x32\x14.node.v1.StateHeaderH\x00\x42\x06\n\x04kind\"B\n\x0bStateHeader\x12\x0f\n\x07lineage\x18\x01 \x03(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x11\n\tbase_hash\x18\x03 \x01(\t\"-\n\x08StateEnd\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,19 +34,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SIGNED']._serialized_start=32
   _globals['_SIGNED']._serialized_end=93
   _globals['_PEERRECORD']._serialized_start=96
-  _globals['_PEERRECORD']._serialized_end=341
-  _globals['_STAGEPROGRESS']._serialized_start=344
-  _globals['_STAGEPROGRESS']._serialized_end=477
-  _globals['_HELLO']._serialized_start=479
-  _globals['_HELLO']._serialized_end=542
-  _globals['_WELCOME']._serialized_start=544
-  _globals['_WELCOME']._serialized_end=636
-  _globals['_STATEREQUEST']._serialized_start=638
-  _globals['_STATEREQUEST']._serialized_end=688
-  _globals['_STATECHUNK']._serialized_start=691
-  _globals['_STATECHUNK']._serialized_end=822
-  _globals['_STATEHEADER']._serialized_start=824
-  _globals['_STATEHEADER']._serialized_end=854
-  _globals['_STATEEND']._serialized_start=856
-  _globals['_STATEEND']._serialized_end=901
+  _globals['_PEERRECORD']._serialized_end=390
+  _globals['_RUNPROGRESS']._serialized_start=393
+  _globals['_RUNPROGRESS']._serialized_end=522
+  _globals['_HELLO']._serialized_start=524
+  _globals['_HELLO']._serialized_end=587
+  _globals['_WELCOME']._serialized_start=589
+  _globals['_WELCOME']._serialized_end=681
+  _globals['_STATEREQUEST']._serialized_start=683
+  _globals['_STATEREQUEST']._serialized_end=733
+  _globals['_STATECHUNK']._serialized_start=736
+  _globals['_STATECHUNK']._serialized_end=867
+  _globals['_STATEHEADER']._serialized_start=869
+  _globals['_STATEHEADER']._serialized_end=935
+  _globals['_STATEEND']._serialized_start=937
+  _globals['_STATEEND']._serialized_end=982
 # @@protoc_insertion_point(module_scope)

@@ -17,7 +17,7 @@ class Signed(_message.Message):
     def __init__(self, body: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class PeerRecord(_message.Message):
-    __slots__ = ("fingerprint", "peer_id", "name", "addresses", "first_stage", "stop_stage", "state", "loss", "tokens_given", "progress", "at_s")
+    __slots__ = ("fingerprint", "peer_id", "name", "addresses", "first_stage", "stop_stage", "state", "loss", "tokens_given", "progress", "at_s", "session", "drives")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,8 @@ class PeerRecord(_message.Message):
     TOKENS_GIVEN_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     AT_S_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    DRIVES_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     peer_id: str
     name: str
@@ -38,25 +40,27 @@ class PeerRecord(_message.Message):
     state: str
     loss: float
     tokens_given: int
-    progress: _containers.RepeatedCompositeFieldContainer[StageProgress]
+    progress: RunProgress
     at_s: float
-    def __init__(self, fingerprint: _Optional[str] = ..., peer_id: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., first_stage: _Optional[int] = ..., stop_stage: _Optional[int] = ..., state: _Optional[str] = ..., loss: _Optional[float] = ..., tokens_given: _Optional[int] = ..., progress: _Optional[_Iterable[_Union[StageProgress, _Mapping]]] = ..., at_s: _Optional[float] = ...) -> None: ...
+    session: str
+    drives: bool
+    def __init__(self, fingerprint: _Optional[str] = ..., peer_id: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., first_stage: _Optional[int] = ..., stop_stage: _Optional[int] = ..., state: _Optional[str] = ..., loss: _Optional[float] = ..., tokens_given: _Optional[int] = ..., progress: _Optional[_Union[RunProgress, _Mapping]] = ..., at_s: _Optional[float] = ..., session: _Optional[str] = ..., drives: _Optional[bool] = ...) -> None: ...
 
-class StageProgress(_message.Message):
-    __slots__ = ("stage", "version", "adapter_hash", "committed_tokens", "tokens", "tokens_per_s")
-    STAGE_FIELD_NUMBER: _ClassVar[int]
+class RunProgress(_message.Message):
+    __slots__ = ("version", "base_hash", "committed_tokens", "tokens", "tokens_per_s", "hashes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
-    ADAPTER_HASH_FIELD_NUMBER: _ClassVar[int]
+    BASE_HASH_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
-    stage: int
+    HASHES_FIELD_NUMBER: _ClassVar[int]
     version: int
-    adapter_hash: str
+    base_hash: str
     committed_tokens: int
     tokens: int
     tokens_per_s: float
-    def __init__(self, stage: _Optional[int] = ..., version: _Optional[int] = ..., adapter_hash: _Optional[str] = ..., committed_tokens: _Optional[int] = ..., tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ...) -> None: ...
+    hashes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[int] = ..., base_hash: _Optional[str] = ..., committed_tokens: _Optional[int] = ..., tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., hashes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "fingerprint", "clock_s")
@@ -101,10 +105,14 @@ class StateChunk(_message.Message):
     def __init__(self, part: _Optional[bytes] = ..., end: _Optional[_Union[StateEnd, _Mapping]] = ..., try_later: _Optional[str] = ..., header: _Optional[_Union[StateHeader, _Mapping]] = ...) -> None: ...
 
 class StateHeader(_message.Message):
-    __slots__ = ("lineage",)
+    __slots__ = ("lineage", "version", "base_hash")
     LINEAGE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    BASE_HASH_FIELD_NUMBER: _ClassVar[int]
     lineage: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, lineage: _Optional[_Iterable[str]] = ...) -> None: ...
+    version: int
+    base_hash: str
+    def __init__(self, lineage: _Optional[_Iterable[str]] = ..., version: _Optional[int] = ..., base_hash: _Optional[str] = ...) -> None: ...
 
 class StateEnd(_message.Message):
     __slots__ = ("num_bytes", "sha256")
