@@ -49,10 +49,30 @@ class MicrobatchDone(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class MicrobatchRetried(Event):
+    """A microbatch goes on with other peers, or is done again; it still counts once."""
+
+    id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StagesMissing(Event):
+    """Nobody holds some layers: this node's training waits until somebody brings them."""
+
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class StagesFound(Event):
+    """Somebody brought the layers that were missing: training goes on."""
+
+
+@dataclass(frozen=True, slots=True)
 class RoundStarted(Event):
     """An averaging round was opened."""
 
-    stage: int
     version: int
     members: tuple[PeerId, ...]
 

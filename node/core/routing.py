@@ -7,8 +7,9 @@ run of stages that it holds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 
 from node.core.types import PeerId, Shard
 
@@ -84,20 +85,6 @@ def missing_stages(holders: Iterable[Holder], num_stages: int) -> tuple[int, ...
     return tuple(stage for stage in range(num_stages) if stage not in held)
 
 
-def in_flight(latency_s: float, bottleneck_s: float, limit: int) -> int:
-    """Return how many microbatches keep the slowest hop busy (Little's law), at least 1 and at most `limit`.
-
-    Args:
-        latency_s: From begin to end of a microbatch that waits in no queue.
-        bottleneck_s: What the busiest hop works on one microbatch, forward and backward.
-        limit: Bound by memory.
-    """
-    if bottleneck_s <= 0:
-        return max(1, min(2, limit))
-    # One more than the law asks for, since times vary and an idle hop is lost for good.
-    return max(1, min(limit, MAX_IN_FLIGHT, math.ceil(latency_s / bottleneck_s) + 1))
-
-
 @dataclass(slots=True)
 class HopTimes:
     """What was measured of one peer: running means over requests of any size, brought to one token and stage."""
@@ -125,25 +112,35 @@ class HopTimes:
         return self.overhead_s + self.work_s * tokens * stages * (1 + self.under_way)
 
 
-@dataclass(slots=True)
-class Pace:
-    """How long this driver's microbatches take, for `in_flight`."""
+class Flow:
+    """How many of this driver's microbatches have to be under way, from how long the latest ones took."""
 
-    latency_s: float = 0.0
-    bottleneck_s: float = 0.0
-    _recent: list[tuple[float, float]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._recent: deque[tuple[float, float, bool]] = deque(maxlen=8)
 
-    def done(self, *, unqueued_s: float, work_s: Sequence[float]) -> None:
+    def done(self, *, unqueued_s: float, work_s: Mapping[PeerId, float], me: PeerId) -> None:
         """Take in one finished microbatch.
 
         Args:
             unqueued_s: From its begin to its end, without the time that it waited for others' work.
-            work_s: Compute on each hop (and on the driver itself), forward and backward.
+            work_s: Compute of each peer on it, forward and backward; this node's with embedding and loss.
+            me: This node.
         """
-        self._recent = [*self._recent[-7:], (unqueued_s, max(work_s, default=0.0))]
-        count = len(self._recent)
-        self.latency_s = sum(latency for latency, _ in self._recent) / count
-        self.bottleneck_s = sum(work for _, work in self._recent) / count
+        self._recent.append((unqueued_s, max(work_s.values(), default=0.0), set(work_s) <= {me}))
+
+    def in_flight(self, limit: int) -> int:
+        """Return how many microbatches keep the slowest peer busy (Little's law), at least 1 and at most `limit`.
+
+        Args:
+            limit: Bound by memory.
+        """
+        if not self._recent or all(is_local for _, _, is_local in self._recent):
+            return 1  # nothing was measured, or nobody but this node works on them: more would only hold memory
+        latency_s = sum(latency for latency, _, _ in self._recent)
+        bottleneck_s = sum(work for _, work, _ in self._recent)
+        # One more than the law asks for, since times vary and an idle peer's time is lost for good.
+        wanted = math.ceil(latency_s / bottleneck_s) + 1 if bottleneck_s > 0 else 2
+        return max(1, min(limit, MAX_IN_FLIGHT, wanted))
 
 
 def layers_text(first_layer: int, stop_layer: int) -> str:

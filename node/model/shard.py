@@ -20,6 +20,9 @@ from node.model.build import Built, PassOn, build
 from node.model.loss import SummedCrossEntropy
 from node.model.spec import LoadSpec, LoraSpec
 
+TextCache = Cache
+"""Keys and values of one text; `ModelShard.new_cache` makes an empty one."""
+
 
 def load_shard(folder: Path, spec: LoadSpec) -> ModelShard:
     """Load what `spec` names of the model in `folder`, with fresh adapters.

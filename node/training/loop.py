@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -19,10 +18,15 @@ from node.core.types import Microbatch
 from node.data.stream import Cursor, MicrobatchStream
 from node.training.adapter import SealedGradient, StageAdapter
 from node.training.engine import Engine, Priority
+from node.training.pace import Pace
 
 R = TypeVar("R")
-_RATE_WINDOW_S = 20.0
-_LOSS_WINDOW = 20
+
+
+def dropout_seed(salt: str, batch_id: int) -> int:
+    """Return the seed of one microbatch's dropout masks: the same on whichever machine computes them."""
+    digest = hashlib.blake2b(f"{salt}:{batch_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 class Trainable(Protocol):
@@ -63,9 +67,7 @@ class TrainingLoop:
         self._salt = f"{seed}:{peer_id}"
         self._ahead: tuple[Microbatch, Cursor] | None = None
         self._done_cursor = stream.cursor
-        self._finished: deque[tuple[float, int]] = deque()
-        self._losses: deque[tuple[float, int]] = deque(maxlen=_LOSS_WINDOW)
-        self.tokens_seen = 0
+        self._pace = Pace()
 
     async def train_one(self) -> bool:
         """Train the next microbatch; False if the stream has no more."""
@@ -83,7 +85,7 @@ class TrainingLoop:
 
     def _train(self, batch: Microbatch, cursor: Cursor) -> float:
         """Run on the engine: gradient, counts and cursor move together."""
-        loss_sum = self._model.train_microbatch(batch, dropout_seed=self._dropout_seed(batch.id))
+        loss_sum = self._model.train_microbatch(batch, dropout_seed=dropout_seed(self._salt, batch.id))
         for adapter in self._adapters:
             adapter.count(batch.num_tokens, batch.num_labels)
         self._done_cursor = cursor
@@ -110,31 +112,23 @@ class TrainingLoop:
     @property
     def tokens_per_s(self) -> float:
         """Tokens through the model per second, over the last seconds."""
-        now = time.monotonic()
-        while self._finished and now - self._finished[0][0] > _RATE_WINDOW_S:
-            self._finished.popleft()
-        if len(self._finished) < 2:
-            return 0.0
-        span = self._finished[-1][0] - self._finished[0][0]
-        return sum(tokens for _, tokens in list(self._finished)[1:]) / span if span > 0 else 0.0
+        return self._pace.tokens_per_s
 
     @property
     def loss(self) -> float | None:
         """Mean loss of the latest microbatches, in nats per label."""
-        labels = sum(count for _, count in self._losses)
-        return sum(total for total, _ in self._losses) / labels if labels else None
+        return self._pace.loss
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens through the model since the start."""
+        return self._pace.tokens_seen
 
     def _take(self) -> tuple[Microbatch, Cursor] | None:
         batch = next(self._iterator, None)
         return None if batch is None else (batch, self._stream.cursor)
 
-    def _dropout_seed(self, batch_id: int) -> int:
-        digest = hashlib.blake2b(f"{self._salt}:{batch_id}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") >> 1
-
     def _note(self, batch: Microbatch, loss_sum: float, seconds: float) -> None:
-        self._finished.append((time.monotonic(), batch.num_tokens))
-        self._losses.append((loss_sum, batch.num_labels))
-        self.tokens_seen += batch.num_tokens
+        self._pace.note(tokens=batch.num_tokens, labels=batch.num_labels, loss_sum=loss_sum)
         loss = loss_sum / batch.num_labels if batch.num_labels else 0.0
         self._events.emit(MicrobatchDone(batch.id, loss, batch.num_tokens, batch.num_labels, seconds))

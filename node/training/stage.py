@@ -95,34 +95,40 @@ class StageRunner:
         self.session = ""
         self.new_session()
 
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The stages that this node holds."""
+        return tuple(self._adapters)
+
     def new_session(self) -> None:
         """Forget what was counted: the sums that it was counted into are gone."""
         self.session = secrets.token_hex(8)
         self._counted.clear()
         self._kept.clear()
 
-    def forward(self, job: StageJob, hidden: Tensor, *, keep: bool = True) -> Tensor:
-        """Return the hidden states [T, H] after the job's stages, detached.
+    def forward(self, job: StageJob, hidden: Tensor) -> Tensor:
+        """Return the hidden states [T, H] after the job's stages, detached; the graph is kept for the backward.
 
         Args:
             job: What to compute.
             hidden: [T, H] in the compute type, on the device.
-            keep: Keep the graph for the backward; False for evaluation.
 
         Raises:
             StaleVersion: the adapter is at another version than the driver counts on.
         """
         self._check_version(job)
-        if not keep:
-            self._set_step(job, adapter=True)
-            with torch.no_grad():
-                return self._shard.forward(hidden, job.lengths, self._layers(job))
         kept = self._run(job, hidden)
         self._kept.pop(job.key, None)
         self._kept[job.key] = kept
         self._make_room()
         assert kept.output is not None, "the newest graph is kept"
         return kept.output.detach()
+
+    def evaluate(self, job: StageJob, hidden: Tensor, *, adapter: bool) -> Tensor:
+        """Return the hidden states [T, H] after the job's stages, at whatever version; nothing is kept."""
+        self._set_step(job, adapter=adapter)
+        with torch.no_grad():
+            return self._shard.forward(hidden, job.lengths, self.layers(job.first_stage, job.stop_stage))
 
     def backward(
         self, job: StageJob, gradient: Tensor, *, hidden: Tensor | None
@@ -166,24 +172,14 @@ class StageRunner:
         self._forget_old(job.driver)
         return kept.input.grad, new
 
-    def discard(self, driver: PeerId, microbatch: int) -> None:
-        """Let go of what is kept for a microbatch that its driver has given up."""
-        for key in [key for key in self._kept if key[:2] == (driver, microbatch)]:
-            del self._kept[key]
-
-    def has_counted(self, driver: PeerId, microbatch: int) -> bool:
-        """Return whether any stage has added this microbatch's gradient in this session."""
-        return bool(self._counted.get(driver, {}).get(microbatch))
-
-    @property
-    def num_kept(self) -> int:
-        """Microbatches between forward and backward."""
-        return len(self._kept)
+    def layers(self, first_stage: int, stop_stage: int) -> LayerRange:
+        """Return the decoder layers of stages `[first_stage, stop_stage)`."""
+        return LayerRange(self._plan.ranges[first_stage].start, self._plan.ranges[stop_stage - 1].stop)
 
     def _run(self, job: StageJob, hidden: Tensor) -> _Kept:
         self._set_step(job, adapter=True)
         leaf = hidden.detach().requires_grad_(job.first_stage > 0)
-        output = self._shard.forward(leaf, job.lengths, self._layers(job))
+        output = self._shard.forward(leaf, job.lengths, self.layers(job.first_stage, job.stop_stage))
         return _Kept(job.version, leaf, output)
 
     def _make_room(self) -> None:
@@ -202,9 +198,6 @@ class StageRunner:
             version = self._adapters[stage].version
             if version != job.version:
                 raise StaleVersion(f"stage {stage} is at version {version}, not {job.version}", version=version)
-
-    def _layers(self, job: StageJob) -> LayerRange:
-        return LayerRange(self._plan.ranges[job.first_stage].start, self._plan.ranges[job.stop_stage - 1].stop)
 
     def _forget_old(self, driver: PeerId) -> None:
         ids = self._counted[driver]

@@ -15,7 +15,7 @@ class StageKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STAGE_KIND_EVALUATE: _ClassVar[StageKind]
     STAGE_KIND_GENERATE: _ClassVar[StageKind]
     STAGE_KIND_DELIVER: _ClassVar[StageKind]
-    STAGE_KIND_FORGET: _ClassVar[StageKind]
+    STAGE_KIND_RESET: _ClassVar[StageKind]
     STAGE_KIND_PING: _ClassVar[StageKind]
 
 class StageStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
@@ -33,7 +33,7 @@ STAGE_KIND_BACKWARD: StageKind
 STAGE_KIND_EVALUATE: StageKind
 STAGE_KIND_GENERATE: StageKind
 STAGE_KIND_DELIVER: StageKind
-STAGE_KIND_FORGET: StageKind
+STAGE_KIND_RESET: StageKind
 STAGE_KIND_PING: StageKind
 STAGE_STATUS_UNSPECIFIED: StageStatus
 STAGE_STATUS_DONE: StageStatus
@@ -44,7 +44,7 @@ STAGE_STATUS_REFUSED: StageStatus
 STAGE_STATUS_NEXT_FAILED: StageStatus
 
 class StageRequest(_message.Message):
-    __slots__ = ("fingerprint", "kind", "version", "base", "driver", "microbatch", "first_stage", "stop_stage", "lengths", "dropout_seed", "weight", "session", "dtype", "has_tensor", "has_input", "wants_tensor", "without_adapter", "text", "start", "rest", "is_chained")
+    __slots__ = ("fingerprint", "kind", "version", "base", "driver", "microbatch", "first_stage", "stop_stage", "lengths", "dropout_seed", "weight", "session", "dtype", "has_tensor", "has_input", "wants_tensor", "without_adapter", "text", "start", "rest", "is_chained", "is_backward")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class StageRequest(_message.Message):
     START_FIELD_NUMBER: _ClassVar[int]
     REST_FIELD_NUMBER: _ClassVar[int]
     IS_CHAINED_FIELD_NUMBER: _ClassVar[int]
+    IS_BACKWARD_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     kind: StageKind
     version: int
@@ -87,7 +88,8 @@ class StageRequest(_message.Message):
     start: int
     rest: _containers.RepeatedCompositeFieldContainer[NextHop]
     is_chained: bool
-    def __init__(self, fingerprint: _Optional[str] = ..., kind: _Optional[_Union[StageKind, str]] = ..., version: _Optional[int] = ..., base: _Optional[str] = ..., driver: _Optional[str] = ..., microbatch: _Optional[int] = ..., first_stage: _Optional[int] = ..., stop_stage: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., dropout_seed: _Optional[int] = ..., weight: _Optional[int] = ..., session: _Optional[str] = ..., dtype: _Optional[str] = ..., has_tensor: _Optional[bool] = ..., has_input: _Optional[bool] = ..., wants_tensor: _Optional[bool] = ..., without_adapter: _Optional[bool] = ..., text: _Optional[str] = ..., start: _Optional[int] = ..., rest: _Optional[_Iterable[_Union[NextHop, _Mapping]]] = ..., is_chained: _Optional[bool] = ...) -> None: ...
+    is_backward: bool
+    def __init__(self, fingerprint: _Optional[str] = ..., kind: _Optional[_Union[StageKind, str]] = ..., version: _Optional[int] = ..., base: _Optional[str] = ..., driver: _Optional[str] = ..., microbatch: _Optional[int] = ..., first_stage: _Optional[int] = ..., stop_stage: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., dropout_seed: _Optional[int] = ..., weight: _Optional[int] = ..., session: _Optional[str] = ..., dtype: _Optional[str] = ..., has_tensor: _Optional[bool] = ..., has_input: _Optional[bool] = ..., wants_tensor: _Optional[bool] = ..., without_adapter: _Optional[bool] = ..., text: _Optional[str] = ..., start: _Optional[int] = ..., rest: _Optional[_Iterable[_Union[NextHop, _Mapping]]] = ..., is_chained: _Optional[bool] = ..., is_backward: _Optional[bool] = ...) -> None: ...
 
 class NextHop(_message.Message):
     __slots__ = ("peer_id", "first_stage", "stop_stage", "session")

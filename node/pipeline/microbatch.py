@@ -1,0 +1,162 @@
+"""One microbatch, from its tokens to gradients in every stage: forward hop by hop, the loss at home, and back.
+
+Who fails is replaced from the last good hidden state; who has moved on (another version) makes the whole microbatch
+start again with the same id, and stages that had counted it add nothing.
+
+Legend: T tokens of the microbatch, H hidden size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from node.core.errors import PeerBusy, PeerError
+from node.core.types import Microbatch, PeerId
+from node.model.shard import ModelShard
+from node.pipeline.hops import HopCaller, Order, Visit, timed
+from node.training.engine import Engine, Priority
+
+_MAX_REROUTES = 32
+"""Hops that may fail in one attempt before it is given up: the swarm is then in no state to train."""
+
+
+class Router(Protocol):
+    """Chooses hops, and is told how they did."""
+
+    def hops(self, start: int, stop: int, *, tokens: int, avoid: Collection[PeerId]) -> tuple[HopCaller, ...]:
+        """Return callers for stages `[start, stop)`.
+
+        Raises:
+            NoReplica: some stage has no holder.
+        """
+
+    def failed(self, error: PeerError) -> None:
+        """Note that a peer failed."""
+
+    async def reset(self, peer: PeerId, session: str) -> None:
+        """Ask a holder to drop the sums of a session; whether it did shows in its next announcement."""
+
+    def finished(self, visit: Visit, tokens: int) -> None:
+        """Note what a forward and its backward took."""
+
+
+@dataclass(slots=True)
+class Finished:
+    """A microbatch whose gradient is in every stage."""
+
+    batch: Microbatch
+    loss_sum: float
+    """In nats, over all labels."""
+    counted_by: dict[int, tuple[PeerId, str]]
+    seconds: float
+    unqueued_s: float
+    """Without the time that it waited in holders' queues."""
+    work_s: dict[PeerId, float]
+    """Compute by peer, embedding and loss included."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One attempt at one microbatch, at one version."""
+
+    batch: Microbatch
+    order: Order
+    num_stages: int
+    shard: ModelShard
+    engine: Engine
+    router: Router
+    doubt: Callable[[PeerId, str], None]
+    """Told which holder may have counted the microbatch without saying so."""
+    avoid: set[PeerId] = field(default_factory=set)
+    _failures: int = 0
+
+    async def run(self) -> Finished:
+        """Go all the way.
+
+        Raises:
+            StaleVersion: start again at the present version.
+            NoReplica: some stage has no holder.
+            PeerError: too many peers failed.
+        """
+        started = time.perf_counter()
+        ids, _ = self.shard.tensors(self.batch)
+        hidden, embed_s = await self.engine.run(Priority.OWN, timed, lambda: self.shard.embed(ids))
+        visits = await self._forward(hidden, 0, self.num_stages)
+        hidden = visits[-1].output
+        (loss_sum, gradient), loss_s = await self.engine.run(
+            Priority.FORWARD, timed, lambda: self.shard.loss_and_gradient(hidden, self.batch)
+        )
+        done = await self._backward(visits, gradient)
+        for visit in done:
+            self.router.finished(visit, self.batch.num_tokens)
+        seconds = time.perf_counter() - started
+        work_s = {self.order.driver: embed_s + loss_s}
+        for visit in done:
+            for peer, took_s in visit.work_s.items():
+                work_s[peer] = work_s.get(peer, 0.0) + took_s
+        return Finished(
+            batch=self.batch,
+            loss_sum=loss_sum,
+            counted_by={stage: who for visit in done for stage, who in visit.sessions.items()},
+            seconds=seconds,
+            unqueued_s=seconds - sum(visit.queue_s for visit in done),
+            work_s=work_s,
+        )
+
+    async def _forward(self, hidden: Tensor, start: int, stop: int) -> list[Visit]:
+        """Bring hidden states [T, H] through stages `[start, stop)`."""
+        visits: list[Visit] = []
+        while start < stop:
+            caller = self.router.hops(start, stop, tokens=self.batch.num_tokens, avoid=self.avoid)[0]
+            try:
+                visit = await caller.forward(self.order, hidden)
+            except PeerError as error:
+                await self._note(error)
+                continue
+            visits.append(visit)
+            hidden, start = visit.output, max(hop.stop_stage for hop in caller.hops)
+        return visits
+
+    async def _backward(self, visits: list[Visit], gradient: Tensor | None) -> list[Visit]:
+        """Bring the gradient back through all visits; return those that counted it, replacements included."""
+        done: list[Visit] = []
+        for visit in reversed(visits):
+            assert gradient is not None, "only the first stage's gradient is not wanted"
+            gradient = await self._backward_one(visit, gradient, done)
+        return done
+
+    async def _backward_one(self, visit: Visit, gradient: Tensor, done: list[Visit]) -> Tensor | None:
+        try:
+            result = await visit.hop.backward(self.order, visit, gradient)
+        except PeerError as error:
+            await self._note(error)
+            if visit.tried_backward:
+                for peer, session in set(visit.sessions.values()):
+                    self.doubt(peer, session)
+        else:
+            done.append(visit)
+            return result
+        stages = sorted(visit.sessions)
+        replacements = await self._forward(visit.input, stages[0], stages[-1] + 1)
+        passed: Tensor | None = gradient
+        for replacement in reversed(replacements):
+            assert passed is not None, "only the first stage's gradient is not wanted"
+            passed = await self._backward_one(replacement, passed, done)
+        return passed
+
+    async def _note(self, error: PeerError) -> None:
+        """Go round a peer that failed; wait for one that is busy, unless another can do it."""
+        self._failures += 1
+        if self._failures > _MAX_REROUTES:
+            raise error
+        self.router.failed(error)
+        if isinstance(error, PeerBusy):
+            await asyncio.sleep(error.retry_after_s)
+        else:
+            self.avoid.add(PeerId(error.peer_id))

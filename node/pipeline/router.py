@@ -1,0 +1,128 @@
+"""Choose hops for this node's microbatches from the swarm's view and from what earlier ones took."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable
+
+from node.core.errors import NoReplica, PeerBusy, PeerError
+from node.core.routing import Holder, Hop, HopTimes, layers_text, missing_stages, route
+from node.core.types import PeerId, PeerState, StagePlan, SwarmView
+from node.network.stages import StageTransport
+from node.pipeline.deliveries import Deliveries
+from node.pipeline.hops import HopCaller, LocalHop, RemoteHop, Visit
+from node.pipeline.wire import Wire
+from node.training.engine import Engine
+from node.training.stage import StageRunner
+from node.v1 import pipeline_pb2 as pb
+
+_DOWN_S = 5.0
+"""A peer that failed is passed over for so long, if another can do it."""
+_RESET_S = 5.0
+
+
+class SwarmRouter:
+    """Routes over whoever is seen in state TRAINING; versions are told by the holders themselves."""
+
+    def __init__(
+        self,
+        *,
+        plan: StagePlan,
+        runner: StageRunner,
+        engine: Engine,
+        transport: StageTransport,
+        wire: Wire,
+        deliveries: Deliveries,
+        view: Callable[[], SwarmView],
+        is_chain: bool,
+    ) -> None:
+        self._plan = plan
+        self._runner = runner
+        self._engine = engine
+        self._transport = transport
+        self._wire = wire
+        self._deliveries = deliveries
+        self._view = view
+        self._is_chain = is_chain
+        self._down: dict[PeerId, float] = {}
+        self.times: defaultdict[PeerId, HopTimes] = defaultdict(HopTimes)
+
+    def hops(self, start: int, stop: int, *, tokens: int, avoid: Collection[PeerId]) -> tuple[HopCaller, ...]:
+        """Return callers for stages `[start, stop)`.
+
+        Raises:
+            NoReplica: some stage has no holder that is not to be avoided.
+        """
+        now = time.monotonic()
+        down = {peer for peer, until in self._down.items() if until > now}
+        view = self._view()
+        holders = self._holders(view)
+
+        def cost(peer: PeerId, num_stages: int) -> float:
+            return 0.0 if peer == view.me else self.times[peer].expected_s(tokens, num_stages)
+
+        for excluded in (down | set(avoid), avoid):
+            found = route(holders, start, stop, cost=cost, avoid=excluded)
+            if found is not None:
+                return tuple(self._callers(view.me, found))
+        raise self._nobody(holders, start, stop)
+
+    def failed(self, error: PeerError) -> None:
+        """Pass the peer over for a while."""
+        if not isinstance(error, PeerBusy):
+            self._down[PeerId(error.peer_id)] = time.monotonic() + _DOWN_S
+
+    def finished(self, visit: Visit, tokens: int) -> None:
+        """Learn from a forward and its backward."""
+        for hop in visit.hop.hops:
+            self.times[hop.peer_id].measured(
+                work_s=visit.work_s.get(hop.peer_id, 0.0),
+                overhead_s=visit.overhead_s / len(visit.hop.hops),
+                tokens=tokens,
+                stages=hop.stop_stage - hop.first_stage,
+            )
+
+    async def reset(self, peer: PeerId, session: str) -> None:
+        """Ask a holder to drop the sums of a session."""
+        request = pb.StageRequest(kind=pb.STAGE_KIND_RESET, session=session)
+        with contextlib.suppress(PeerError):
+            await self._transport.call(peer, request, reply_bytes=0, timeout_s=_RESET_S)
+
+    def _holders(self, view: SwarmView) -> list[Holder]:
+        return [
+            Holder(peer.peer_id, peer.shard)
+            for peer in view.peers
+            if len(peer.shard) and (peer.state is PeerState.TRAINING or peer.peer_id == view.me)
+        ]
+
+    def _callers(self, me: PeerId, hops: tuple[Hop, ...]) -> Iterable[HopCaller]:
+        """Turn hops into callers; neighbours on the way become one chain where the run asks for that."""
+        chain: list[Hop] = []
+        for hop in hops:
+            if hop.peer_id != me and self._is_chain:
+                chain.append(hop)
+                continue
+            if chain:
+                yield self._remote(tuple(chain))
+                chain = []
+            yield LocalHop(me, hop, self._engine, self._runner) if hop.peer_id == me else self._remote((hop,))
+        if chain:
+            yield self._remote(tuple(chain))
+
+    def _remote(self, hops: tuple[Hop, ...]) -> RemoteHop:
+        return RemoteHop(hops, self._transport, self._wire, self.times, self._deliveries)
+
+    def _nobody(self, holders: list[Holder], start: int, stop: int) -> NoReplica:
+        missing = tuple(s for s in missing_stages(holders, self._plan.num_stages) if start <= s < stop)
+        hint = "Training goes on by itself as soon as somebody brings them: `potluck join ADDRESS` on another machine."
+        if missing:
+            first, last = self._plan.ranges[missing[0]], self._plan.ranges[missing[-1]]
+            text = layers_text(first.start, last.stop)
+            return NoReplica(
+                f"Nobody in the swarm holds {text} of the model; training waits.", stages=missing, hint=hint
+            )
+        first, last = self._plan.ranges[start], self._plan.ranges[stop - 1]
+        text = f"No holder of {layers_text(first.start, last.stop)} answers; training waits."
+        return NoReplica(text, stages=tuple(range(start, stop)), hint=hint)
