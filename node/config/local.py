@@ -34,6 +34,11 @@ class LocalSettings(BaseModel):
     """`auto` (the first GPU, else the CPU), `cpu`, `cuda`, or one GPU as `cuda:1`."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads for training; the machine's default when unset."""
+    stages: Annotated[str, Field(pattern=r"^(auto|all|none|\d{1,4}(-\d{1,4})?)$")] = "auto"
+    """Parts of the model to hold, where the run cuts it: `auto` (what the swarm lacks most and this machine can
+    hold), `all`, `none` (only train through others), one as `2`, or several as `0-3`, the last one included."""
+    max_memory_gb: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Memory of the device that may be used, in GB; what is free there when unset."""
     listen: Annotated[tuple[Multiaddr, ...], Field(max_length=16)] = ("/ip4/0.0.0.0/tcp/0",)
     """Multiaddresses to listen on."""
     announce: Annotated[tuple[Multiaddr, ...], Field(max_length=16)] = ()

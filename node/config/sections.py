@@ -86,22 +86,21 @@ class PotluckBlock(Section):
     name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w .:@+-]+$")] | None = None
     """Name of the run, for people. Another name is another run."""
     stages: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    """Parts that the model is cut into. `auto` and 1: every node holds all layers."""
+    """Parts that the model is cut into, of whole decoder layers; each node holds as many as fit, in a row. 1: every
+    node holds all layers. `auto`: the founder cuts so that one part takes about 1 GiB, and not at all if the model is
+    small."""
+    wire: Literal["star", "chain"] = "star"
+    """How hidden states travel between parts: `star` sends them back to the data's owner after each part; `chain` lets
+    the nodes hand them on to each other, which spares the owner's link. For one's own PCs."""
+    activations: Literal["none", "bf16", "int8", "lowbit"] = "int8"
+    """Hidden states on the wire: `none` as they are computed, `bf16`, `int8` in groups of 64, `lowbit` rotated, 6 bits
+    there and 4 bits back."""
     on_bad_row: Literal["fail", "skip"] = "fail"
     """What to do with a row of data that cannot be used: stop and name it, or leave it out and count."""
     trust: Literal["friends"] = "friends"
     """Who may take part: `friends` are the people that were given the address."""
     averaging: Averaging = Averaging()
     """The averaging rule."""
-
-    @field_validator("stages", mode="after")
-    @classmethod
-    def _only_whole_models(cls, value: int | str) -> int | str:
-        if value not in ("auto", 1):
-            raise ValueError(
-                f"{value} stages: cutting the model over several nodes is not available yet; use 1 or auto"
-            )
-        return value
 
     @field_validator("trust", mode="before")
     @classmethod

@@ -45,6 +45,7 @@ output_dir: ./outputs      # kept for Axolotl; `potluck export peft --output DIR
 # What Axolotl has no key for. Delete this block and the recipe is theirs again.
 potluck:
   name: my-run
+  stages: auto           # parts that the model is cut into, for machines that cannot hold all of it; 1: never cut
   on_bad_row: fail       # or skip: leave bad rows out and count them
   trust: friends
   averaging:

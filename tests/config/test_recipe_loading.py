@@ -43,8 +43,6 @@ def recipe_of(tmp_path):
          "recipe.yaml:2: learning_rate: input should be a valid number, unable to parse string as a number (it is '.inf')", ""),
         ("base_model: m\npotluck:\n  averaging:\n    mode: diloco\n",
          "recipe.yaml:4: 'diloco' (many local steps per round) is not available yet; use mode: gradient", ""),
-        ("base_model: m\npotluck:\n  stages: 2\n",
-         "recipe.yaml:3: 2 stages: cutting the model over several nodes is not available yet; use 1 or auto", ""),
         ("base_model: m\npotluck:\n  trust: strangers\n",
          "recipe.yaml:3: 'strangers' is not available yet; use trust: friends with people that you know", ""),
         ("base_model: m\nadapter: qlora\nload_in_4bit: false\n",

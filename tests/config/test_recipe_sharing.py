@@ -46,7 +46,7 @@ def test_recipe_of_a_peer_cannot_name_files_of_this_machine(extra):
     [
         {"lora_r": 0}, {"lora_r": 1025}, {"lora_r": "8"}, {"sequence_len": 1 << 21}, {"learning_rate": 11}, {"learning_rate": 0},
         {"micro_batch_size": 5000}, {"base_model": ""}, {"base_model": "x" * 2000}, {"lora_target_modules": ["(a+)+$"]},
-        {"lora_target_modules": ["q"] * 65}, {"unknown": 1}, {"seed": -1}, {"bf16": "maybe"}, {"potluck": {"stages": 4}},
+        {"lora_target_modules": ["q"] * 65}, {"unknown": 1}, {"seed": -1}, {"bf16": "maybe"}, {"potluck": {"stages": 0}},
         {"potluck": {"trust": "strangers"}}, {"chat_template": "{{ evil }}"},
     ],
     ids=str,
@@ -125,7 +125,8 @@ AGREED_CHANGES = {
     "warmup_steps": 3, "warmup_ratio": 0.2, "adam_beta1": 0.8, "adam_beta2": 0.9, "adam_epsilon": 1e-6,
     "weight_decay": 0.1, "max_grad_norm": 2, "num_epochs": 7, "max_steps": 7, "seed": 7, "potluck.name": "n",
     "potluck.stages": 1, "potluck.averaging.target_batch_tokens": 7, "potluck.averaging.compression": "bf16",
-    "potluck.averaging.round_timeout_s": 7, "potluck.averaging.min_replicas": 7,
+    "potluck.averaging.round_timeout_s": 7, "potluck.averaging.min_replicas": 7, "potluck.wire": "chain",
+    "potluck.activations": "bf16",
 }  # fmt: skip
 
 
