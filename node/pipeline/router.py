@@ -55,6 +55,14 @@ class SwarmRouter:
         Raises:
             NoReplica: some stage has no holder that is not to be avoided.
         """
+        return tuple(self._callers(self._view().me, self.find(start, stop, tokens=tokens, avoid=avoid)))
+
+    def find(self, start: int, stop: int, *, tokens: int, avoid: Collection[PeerId] = ()) -> tuple[Hop, ...]:
+        """Return the quickest hops for stages `[start, stop)`.
+
+        Raises:
+            NoReplica: some stage has no holder that is not to be avoided.
+        """
         now = time.monotonic()
         down = {peer for peer, until in self._down.items() if until > now}
         view = self._view()
@@ -66,7 +74,7 @@ class SwarmRouter:
         for excluded in (down | set(avoid), avoid):
             found = route(holders, start, stop, cost=cost, avoid=excluded)
             if found is not None:
-                return tuple(self._callers(view.me, found))
+                return found
         raise self._nobody(holders, start, stop)
 
     def failed(self, error: PeerError) -> None:
