@@ -69,6 +69,8 @@ class ModelShard:
         self.num_layers: int = self.config.num_hidden_layers
         self.hidden_size: int = self.config.hidden_size
         self.device = torch.device(spec.device)
+        self.dtype = torch.float32 if spec.compute == "float32" else torch.bfloat16
+        """Of the hidden states."""
         self.has_ends = spec.ends
         self.lora_spec: LoraSpec = spec.lora
         self.step = built.step
