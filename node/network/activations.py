@@ -76,7 +76,7 @@ def encode(codec: ActivationCodec, direction: Direction, tensor: Tensor, lengths
     if codec == "int8":
         scales = _scales(groups, _INT8_MAX)
         codes = groups.mul_(_inverse(scales)).round_().clamp_(-_INT8_MAX, _INT8_MAX).to(torch.int8)
-        values = codes.reshape(len(others), -1)[:, : tensor.shape[1]]
+        values = codes.flatten(1)[:, : tensor.shape[1]]
     else:
         bits = _BITS[direction]
         rotated = groups @ _hadamard()
@@ -184,7 +184,8 @@ def _hadamard() -> Tensor:
     matrix = torch.ones(1, 1)
     while len(matrix) < GROUP:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix / GROUP**0.5
+    scaled: Tensor = matrix / GROUP**0.5
+    return scaled
 
 
 def _pack(codes: Tensor, bits: int) -> Tensor:
