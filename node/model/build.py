@@ -41,7 +41,8 @@ class Built:
     """A causal language model of transformers that holds some layers, and what its layers share."""
 
     model: Any
-    layers: LayerRange
+    layers: LayerRange | None
+    """None if the spec asked for no layer."""
     linears: dict[str, LoraLinear]
     """All linear layers of the decoder layers held, by name, in the order of their names."""
     step: StepContext
@@ -64,15 +65,15 @@ def build(folder: Path, spec: LoadSpec) -> Built:
     attention.register()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME, dtype=dtype)
-    layers = spec.layers or LayerRange(0, config.num_hidden_layers)
-    if layers.stop > config.num_hidden_layers:
+    layers = spec.range_of(config.num_hidden_layers)
+    if layers is not None and layers.stop > config.num_hidden_layers:
         raise UnsupportedModel(
             f"The model has {config.num_hidden_layers} layers, so it has no layers {layers.start} to {layers.stop}.",
             hint="Check `potluck.stages` in the recipe.",
         )
     base = model.model
     for index in range(len(base.layers)):
-        if not layers.start <= index < layers.stop:
+        if layers is None or not layers.start <= index < layers.stop:
             base.layers[index] = PassOn()
     if not spec.ends:
         base.embed_tokens, base.norm, model.lm_head = PassOn(), PassOn(), PassOn()

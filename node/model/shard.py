@@ -43,7 +43,7 @@ def add_adapters(built: Built, spec: LoadSpec) -> dict[str, nn.Parameter]:
     """
     targets = spec.lora.targets
     names = {name.rpartition(".")[2] for name in built.linears}
-    if targets is not None and (unknown := sorted(set(targets) - names)):
+    if targets is not None and built.layers is not None and (unknown := sorted(set(targets) - names)):
         raise UnsupportedModel(
             f"The model has no linear layers named {', '.join(unknown)}.",
             hint=f"`lora_target_modules` may name {', '.join(sorted(names))}.",

@@ -41,6 +41,8 @@ class LoadSpec:
     lora: LoraSpec
     layers: LayerRange | None = None
     """The decoder layers to hold; None means all."""
+    holds_layers: bool = True
+    """False holds no decoder layer at all: with `ends`, what a node needs that only sends its data through others."""
     ends: bool = True
     """Whether to hold the embedding, the final norm and the head too."""
     quantization: Quantization = "nf4"
@@ -50,3 +52,12 @@ class LoadSpec:
     """Seed of the adapter's start: the same on every replica of a run."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input and recompute the rest in the backward: less memory, a third more time."""
+
+    def __post_init__(self) -> None:
+        assert self.holds_layers or self.layers is None, f"no layers at all, and yet the layers {self.layers}"
+
+    def range_of(self, num_layers: int) -> LayerRange | None:
+        """Return the layers held of a model of `num_layers`; None if none are."""
+        if not self.holds_layers:
+            return None
+        return self.layers or LayerRange(0, num_layers)

@@ -201,3 +201,17 @@ def test_dropout_gradient_is_that_of_the_masked_forward(tiny, batch):
         parameter.data -= step * direction
 
     assert (gradient_free[0] - gradient_free[1]) / 2e-3 == pytest.approx(slope, rel=2e-2)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text"])
+def test_shard_without_layers_embeds_and_judges_like_the_whole_model(tiny, batch, family):
+    whole = load_shard(tiny(family), spec())
+    ends = load_shard(tiny(family), spec(holds_layers=False, lora=LoraSpec(r=4, alpha=8.0, targets=("q_proj",))))
+    ids, labels = whole.tensors(batch)
+    hidden = whole.forward(whole.embed(ids), batch.lengths).detach()
+
+    assert ends.layers is None
+    assert ends.lora == {}
+    assert torch.equal(ends.embed(ids), whole.embed(ids))
+    assert torch.equal(ends.forward(hidden, batch.lengths), hidden)
+    assert torch.equal(ends.loss_sum(hidden, labels, batch.lengths), whole.loss_sum(hidden, labels, batch.lengths))
