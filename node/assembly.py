@@ -11,7 +11,7 @@ from node.config.local import LocalSettings
 from node.config.recipe import Recipe
 from node.core.errors import CheckpointError
 from node.core.events import EventBus, Fault
-from node.core.types import Document, Microbatch
+from node.core.types import START_HASH, Document, Microbatch, Standing
 from node.data.stream import Cursor, MicrobatchStream, Packing, in_order
 from node.enlist import Enlisted
 from node.host.devices import describe, pick_device
@@ -40,6 +40,7 @@ class Trainer:
     checkpoint: Checkpoint | None
     lineage: tuple[str, ...]
     """Ids of the latest rounds behind the adapter, oldest first."""
+    standing: Standing
     held_out: tuple[Microbatch, ...]
     optimizer: AdamWSettings
     schedule: ScheduleSettings
@@ -124,6 +125,11 @@ async def load_trainer(
         saver=saver,
         checkpoint=checkpoint,
         lineage=tuple(str(checkpoint.random.get("lineage", "")).split()) if checkpoint else (),
+        standing=Standing(
+            adapter.version,
+            str(checkpoint.random.get("base_hash", START_HASH)) if checkpoint else START_HASH,
+            adapter.committed_tokens,
+        ),
         held_out=held_out_batches(recipe, enlisted.data.held_out),
         optimizer=optimizer_settings(recipe),
         schedule=ScheduleSettings(

@@ -9,7 +9,7 @@ from pathlib import Path
 from node.config.recipe import Recipe
 from node.core.events import AdapterSynced, Evaluated, Event, RoundFinished, Stepped
 from node.core.progress import totals
-from node.core.types import Progress, RoundResult, RoundStatus, SwarmView
+from node.core.types import HASH_CHARS, Progress, RoundResult, RoundStatus, SwarmView
 from node.v1 import control_pb2
 
 _SHOWN_ROUNDS = 20
@@ -114,7 +114,7 @@ class Board:
             answer.max_steps = recipe.max_steps or 0
             answer.target_batch_tokens = recipe.potluck.averaging.target_batch_tokens
         if mine is not None:
-            answer.version, answer.adapter_hash = mine.version, mine.adapter_hash
+            answer.version, answer.adapter_hash = mine.version, _hash_of(mine, view)
             left = self.seconds_left(mine.version, answer.max_steps)
             if left is not None:
                 answer.seconds_left = left
@@ -148,7 +148,13 @@ def _add_peers(answer: control_pb2.GetStatusResponse, view: SwarmView) -> None:
         )
         if peer.loss is not None:
             entry.loss = peer.loss
-        if peer.progress:
-            entry.version = peer.progress[0].version
-            entry.adapter_hash = peer.progress[0].adapter_hash
-            entry.tokens_per_s = peer.progress[0].tokens_per_s
+        if peer.progress is not None:
+            entry.version = peer.progress.version
+            entry.adapter_hash = _hash_of(peer.progress, view)
+            entry.tokens_per_s = peer.progress.tokens_per_s
+
+
+def _hash_of(progress: Progress, view: SwarmView) -> str:
+    """Return what can be compared in this swarm: the bits where all hold the same stages, else the lineage."""
+    is_one_shard = len({peer.shard for peer in view.peers if peer.progress is not None}) <= 1
+    return progress.standing.bits if is_one_shard else progress.base_hash[:HASH_CHARS]

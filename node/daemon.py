@@ -12,19 +12,19 @@ import time
 from collections.abc import Awaitable, Callable
 
 from node.assembly import Trainer, load_trainer
-from node.averaging.gradient import GradientStrategy
+from node.averaging.gradient import GradientStrategy, LoopWork, Rule
 from node.board import Board
 from node.config.local import LocalSettings
-from node.core.errors import NodeError, PeerBusy, PeerError, SwarmError
+from node.core.errors import NodeError, PeerBusy, PeerError, ProtocolViolation, SwarmError
 from node.core.events import AdapterSynced, EventBus, Fault, Listening, StateChanged
 from node.core.lifecycle import LIVE, Signal, State, next_state
 from node.core.progress import peer_ahead
-from node.core.types import Peer, PeerState, Progress, Shard, SwarmView
+from node.core.types import Peer, PeerState, Progress, Shard, Standing, SwarmView
 from node.enlist import Enlisted, Request, found, join
 from node.host.home import Home
 from node.listening import listen_addresses, remember_port
 from node.network.dht import RECORD_LIFETIME_S, DhtMembership
-from node.network.door import Door, fetch_state
+from node.network.door import Door, StageState, fetch_state
 from node.network.processes import RunningP2P, start_p2p
 from node.rounds import Rounds
 from node.swarm import Heartbeat
@@ -186,15 +186,17 @@ class Daemon:
             self._board.restore(dict(trainer.checkpoint.counters))
         self._trainer = trainer
         self._strategy = GradientStrategy(
-            loop=trainer.loop,
-            adapter=trainer.adapter,
-            optimizer=trainer.optimizer,
-            schedule=trainer.schedule,
+            engine=self._engine,
+            adapters=(trainer.adapter,),
+            work=LoopWork(trainer.loop, trainer.adapter),
+            rule=Rule(trainer.optimizer, trainer.schedule),
+            standing=trainer.standing,
+            num_stages=1,
             events=self._events,
         )
         self._rounds = Rounds(
             strategy=self._strategy,
-            num_values=trainer.adapter.layout.numel,
+            num_stages=1,
             running=self._running,
             heartbeat=self._heartbeat,
             enlisted=self._enlisted,
@@ -247,7 +249,10 @@ class Daemon:
             max_bytes=encoded_size_limit(layout),
         )
         state = await asyncio.to_thread(decode, fetched.data, layout)
-        await self._rounds.adopt(state, fetched.lineage)
+        if state.version != fetched.version:
+            raise ProtocolViolation("A peer sent a state of another version than it said.", peer_id=peer.peer_id)
+        standing = Standing(state.version, fetched.base_hash, state.committed_tokens)
+        await self._rounds.adopt({0: state}, standing, fetched.lineage)
         reason = "another lineage had more tokens" if mine.committed_tokens else "joined the swarm"
         self._events.emit(AdapterSynced(peer.peer_id, state.version, len(fetched.data), reason))
 
@@ -322,15 +327,18 @@ class Daemon:
         names = {state.value for state in PeerState}
         return PeerState(self._life.value) if self._life.value in names else PeerState.JOINING
 
-    async def export_state(self, stage: int) -> tuple[bytes, tuple[str, ...]]:
-        """Return a stage's adapter and moments, and the rounds behind them, for a newcomer.
+    async def export_state(self, stage: int) -> StageState:
+        """Return a stage's adapter and moments, and where they stand, for a newcomer.
 
         Raises:
             PeerBusy: this node is itself not ready.
         """
         if self._strategy is None or self._rounds is None or self._life is not State.TRAINING or stage != 0:
             raise PeerBusy(f"I am {self._life.value}", peer_id=self._identity.peer_id, retry_after_s=2)
-        return await self._strategy.export(), self._rounds.lineage
+        await self._strategy.settled()
+        lineage = self._rounds.lineage
+        exported = await self._strategy.export(stage)
+        return StageState(exported.data, lineage, exported.standing.version, exported.standing.base_hash)
 
     def status(self) -> control_pb2.GetStatusResponse:
         """Return the swarm as this node sees it."""
@@ -357,13 +365,13 @@ class Daemon:
         assert self._trainer is not None
         standing = self._strategy.standing
         return Progress(
-            stage=0,
             version=standing.version,
-            adapter_hash=standing.base_hash,
+            base_hash=standing.base_hash,
             committed_tokens=standing.committed_tokens,
             tokens=self._trainer.adapter.tokens,
             tokens_per_s=self._trainer.loop.tokens_per_s,
             at_s=time.time(),
+            hashes=standing.hashes,
         )
 
     def _describe(self) -> Peer:
@@ -376,6 +384,7 @@ class Daemon:
             state=self.state,
             loss=self._trainer.loop.loss if self._trainer else None,
             tokens_given=self._upkeep.tokens_given if self._upkeep else 0,
-            progress=(self._progress(),) if self._strategy else (),
+            progress=self._progress() if self._strategy else None,
             expires_at_s=time.time() + RECORD_LIFETIME_S,
+            session=self._strategy.session if self._strategy else "",
         )

@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from node.averaging.gradient import GradientStrategy
 from node.averaging.round import Averager
 from node.averaging.strategy import AveragerSettings
 from node.core.events import EventBus, Fault
 from node.core.lifecycle import Signal
-from node.core.progress import leader, peer_ahead, replicas_of_one_state, tokens_towards_next, with_partners
-from node.core.types import PeerId, PeerState, Progress, SwarmView
+from node.core.progress import (
+    leader,
+    missing_stages,
+    peer_ahead,
+    peers_of_one_state,
+    tokens_towards_next,
+    with_partners,
+)
+from node.core.types import PeerId, PeerState, Progress, Shard, Standing, SwarmView
 from node.enlist import Enlisted
 from node.network.processes import RunningP2P
 from node.network.rounds import PeerLost, RoundTransport
@@ -30,13 +37,13 @@ _PAUSE_AFTER_CALL_S = 1.0
 
 
 class Rounds:
-    """The averaging of one stage, as the daemon sees it."""
+    """The averaging of a run, as the daemon sees it."""
 
     def __init__(
         self,
         *,
         strategy: GradientStrategy,
-        num_values: int,
+        num_stages: int,
         running: RunningP2P,
         heartbeat: Heartbeat,
         enlisted: Enlisted,
@@ -50,11 +57,12 @@ class Rounds:
         self._events = events
         self._progress = progress
         self._me = running.peer_id
-        self._transport = RoundTransport(running.p2p, fingerprint=enlisted.fingerprint, stage=0)
+        self._shard, self._num_stages = strategy.shard, num_stages
+        self._transport = RoundTransport(running.p2p, fingerprint=enlisted.fingerprint)
         self._averager = Averager(
             strategy,
             self._transport,
-            AveragerSettings(stage=0, num_values=num_values, codec=self._averaging.compression),
+            AveragerSettings(num_stages=num_stages, codec=self._averaging.compression),
             me=running.peer_id,
             lineage=lineage,
             events=events,
@@ -101,15 +109,28 @@ class Rounds:
         total = tokens_towards_next(self.view(), self._progress(), now_s=time.time(), without=self._without())
         return total + self._averager.pending_tokens
 
-    async def adopt(self, state: AdapterState, lineage: tuple[str, ...]) -> None:
+    def missing_stages(self) -> tuple[int, ...]:
+        """Return the stages that nobody holds who trains from where this node is; no round is called meanwhile."""
+        return missing_stages(peers_of_one_state(self.view(), self._progress()), self._num_stages)
+
+    async def adopt(self, states: Mapping[int, AdapterState], standing: Standing, lineage: tuple[str, ...]) -> None:
         """Follow another lineage.
 
+        Args:
+            states: By stage; stages of this node that are not among them keep their bits.
+            standing: Of the peers that sent them.
+            lineage: The latest rounds behind it, oldest first.
+
         Raises:
-            CheckpointError: the state cannot be one of this stage.
+            CheckpointError: a state cannot be one of its stage.
         """
-        lost = await self._averager.adopt(state, lineage)
+        lost = await self._averager.adopt(states, standing, lineage)
         if lost:
             self._events.emit(Fault(f"{lost} tokens of this node were in rounds that the swarm did not keep."))
+
+    async def reset(self) -> None:
+        """Discard this node's sums, since some may be counted elsewhere too; drivers send what was in them again."""
+        await self._averager.reset()
 
     def end_sync(self) -> None:
         """There is nothing to follow: take part from here on."""
@@ -141,7 +162,8 @@ class Rounds:
         view, without = self.view(), self._without()
         alive = self._alive(view)
         averager.saw(alive)
-        has_work = mine.tokens + averager.pending_tokens > 0
+        # in a run of several stages one that only holds some brings what others have trained
+        has_work = self._num_stages > 1 or mine.tokens + averager.pending_tokens > 0
         if (
             self._is_over(mine)
             or not averager.is_idle
@@ -151,21 +173,26 @@ class Rounds:
             self._due_since = None
             return
         self._due_since = self._due_since or time.monotonic()
-        members = {p.peer_id for p in replicas_of_one_state(view, mine, without=without)}
-        if len(members) < max(2, self._averaging.min_replicas) and self._may_be_alone(alive):
+        peers = peers_of_one_state(view, mine, without=without)
+        if len(peers) < max(2, self._averaging.min_replicas) and self._may_be_alone(alive):
+            return
+        if missing_stages(peers, self._num_stages):
+            self._due_since = None  # training waits for whoever brings them
             return
         first = leader(view, mine, without=without)
         if first == self._me and time.monotonic() > self._not_before:
-            self._lead(alive - without, alive)  # also those that seem to be behind: what they announced may be old
+            self._lead(
+                alive.keys() - without, alive
+            )  # also those that seem to be behind: what they announced may be old
         elif first == self._me:
             self._due_since = None
         else:
             await self._doubt_leader(first, mine.version)
 
     async def step_if_alone(self) -> None:
-        """Make the step of a node that has no replicas, between two microbatches: exact, and free of any waiting.
+        """Make the step of a node that is alone and holds all stages, between two microbatches, free of any waiting.
 
-        With replicas, training goes on while a round is under way; alone there is nothing to wait for.
+        With others, training goes on while a round is under way; alone there is nothing to wait for.
         """
         averager, mine = self._averager, self._progress()
         alive = self._alive(self.view())
@@ -177,20 +204,21 @@ class Rounds:
             self._lead({self._me}, alive)
             await averager.until_idle()
 
-    def _lead(self, members: set[PeerId], alive: set[PeerId]) -> None:
+    def _lead(self, members: set[PeerId], alive: Mapping[PeerId, Shard]) -> None:
         self._averager.lead(members, alive, budget_s=self._averaging.round_timeout_s)
         self._due_since = None
         self._not_before = time.monotonic() + _PAUSE_AFTER_CALL_S
 
-    def _alive(self, view: SwarmView) -> set[PeerId]:
-        """Return the replicas that may step, whatever their version, this node included."""
-        return {peer.peer_id for peer in view.replicas(0) if peer.state is PeerState.TRAINING} | {self._me}
+    def _alive(self, view: SwarmView) -> dict[PeerId, Shard]:
+        """Return the peers that may step, whatever their version, with their stages; this node included."""
+        peers = {peer.peer_id: peer.shard for peer in view.peers if peer.state is PeerState.TRAINING}
+        return {**peers, self._me: self._shard}
 
     def _is_over(self, mine: Progress) -> bool:
         return mine.version >= self._max_steps
 
-    def _may_be_alone(self, alive: set[PeerId]) -> bool:
-        return alive == {self._me}
+    def _may_be_alone(self, alive: Mapping[PeerId, Shard]) -> bool:
+        return set(alive) == {self._me} and len(self._shard) == self._num_stages
 
     async def _doubt_leader(self, first: PeerId, version: int) -> None:
         """A leader that does not call is asked whether it is there, and in the end passed over for this step."""
@@ -211,8 +239,10 @@ class Rounds:
         passed = {peer for peer, at in self._passed_over.items() if at == version}
         left_out = self._averager.left_out()
         alive = self._alive(self.view())
-        if 2 * len(alive - left_out) <= len(alive):
-            left_out = frozenset()  # without them there is no quorum, so they are given another chance
+        for stage in range(self._num_stages):
+            holders = {peer for peer, shard in alive.items() if shard.holds(stage)}
+            if 2 * len(holders - left_out) <= len(holders):
+                left_out = frozenset()  # without them there is no quorum, so they are given another chance
         return left_out | passed
 
     def _is_behind(self) -> bool:

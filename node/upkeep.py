@@ -73,5 +73,6 @@ class Upkeep:
             self._events.emit(Evaluated(version, result.loss, result.labels))
 
     async def _snapshot(self) -> Snapshot:
+        await self._strategy.settled()
         self._board.tokens_given = self.tokens_given
         return await self._strategy.snapshot(self._board.counters(), self._rounds.lineage)

@@ -1,8 +1,9 @@
-"""The tensors of one round: parts in, one span reduced, all spans gathered. The machine knows nothing of them."""
+"""The tensors of one round: parts in, spans reduced, all spans gathered. The machine knows nothing of them."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,30 +11,40 @@ from torch import Tensor
 
 from node.averaging.guard import refuse, refuse_norm
 from node.averaging.reduce import squared_norm, weighted_mean
-from node.averaging.strategy import Mean
-from node.core.round_messages import Share
+from node.averaging.strategy import Mean, SealedStages
+from node.core.round_messages import Results, Share, Span, SpanResult
+from node.core.round_shares import Key, as_digests, next_base_hash, round_digest, spans_for
 from node.core.types import PeerId
 from node.network.compression import Codec, decode, encode, num_bytes
-from node.network.rounds import Bulk, PeerLost, digest_of
-from node.training.adapter import SealedGradient
+from node.network.round_words import parse_result, result_text
+from node.network.rounds import Bulk, Parts, PeerLost, digest_of
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What this node brings to a round: by stage, the summed gradient [N] fp32 on the CPU and the labels behind it."""
+
+    gradients: Mapping[int, Tensor]
+    weights: Mapping[int, int]
 
 
 @dataclass
 class Exchange:
-    """One round's tensors on one replica; thrown away with the round."""
+    """One round's tensors on one node; thrown away with the round."""
 
     me: PeerId
     codec: Codec
     started_at: float
-    gradient: Tensor | None = None
-    """This replica's own sealed sum, [N] fp32."""
+    sums: Sums | None = None
     shares: tuple[Share, ...] = ()
     opened: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the spans are known, and when the round ended without them."""
     ended: bool = False
-    parts: dict[PeerId, Tensor] = field(default_factory=dict)
-    spans: dict[PeerId, tuple[Tensor, float]] = field(default_factory=dict)
-    result: asyncio.Future[Bulk] | None = None
+    parts: dict[PeerId, dict[int, tuple[Tensor, int]]] = field(default_factory=dict)
+    """By sender and stage: a part of this node's span, and its weight."""
+    spans: dict[Key, Tensor] = field(default_factory=dict)
+    result: asyncio.Future[Mapping[int, Bulk]] | None = None
+    """This node's reduced spans by stage."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     bytes_sent: int = 0
 
@@ -43,51 +54,85 @@ class Exchange:
 
     @property
     def mine(self) -> Share:
-        """Return this replica's share of an open round."""
+        """Return this node's share of an open round."""
         share = self.share_of(self.me)
-        assert share is not None, "this replica is in the round"
+        assert share is not None, "this node is in the round"
         return share
 
-    def part_for(self, share: Share) -> memoryview:
-        """Return the bytes of this replica's part of another member's span."""
-        assert self.gradient is not None, "the round was sealed before it opened"
-        return encode(self.gradient[share.start : share.stop], self.codec)
+    @property
+    def near(self) -> tuple[Share, ...]:
+        """Return the other members that hold a stage which this node holds too."""
+        return tuple(s for s in self.shares if s.peer_id != self.me and s.shard.overlaps(self.mine.shard))
 
-    def span_bytes(self, share: Share) -> int:
-        """Return the length of a span on the wire."""
-        return num_bytes(share.stop - share.start, self.codec)
+    def parts_for(self, share: Share) -> Parts:
+        """Return this node's parts of another member's spans, and their weights."""
+        assert self.sums is not None, "parts are made after sealing"
+        spans, sums = spans_for(share, self.mine.shard), self.sums
+        data = tuple(encode(sums.gradients[s.stage][s.start : s.stop], self.codec) for s in spans)
+        return Parts(tuple(sums.weights[s.stage] for s in spans), data)
 
-    def take_part(self, sender: PeerId, data: bytes | bytearray | memoryview) -> None:
-        """Keep a member's part of this replica's span.
+    def result_sizes(self, share: Share) -> tuple[int, ...]:
+        """Return the lengths on the wire of the spans that another member reduces for this node, too."""
+        return self._sizes(spans_for(share, self.mine.shard))
 
-        Raises:
-            PeerLost: it is unusable.
-        """
-        size = self.mine.stop - self.mine.start
-        values = decode(data, size, self.codec)
-        if reason := refuse(values, size):
-            raise PeerLost(f"its part is unusable: {reason}", is_to_blame=True)
-        self.parts[sender] = values
-
-    def reduce(self) -> Bulk:
-        """Reduce this replica's span of all parts, and encode it once: these bytes are the result for everybody.
+    def part_sizes(self, sender: PeerId) -> tuple[int, ...]:
+        """Return the lengths on the wire of a member's parts of this node's spans.
 
         Raises:
-            PeerLost: the sum overflowed.
+            PeerLost: it has none to send.
         """
-        share = self.mine
-        assert self.gradient is not None, "the round was sealed before it opened"
-        own = self.gradient[share.start : share.stop]
-        # the own part takes the same way as the others', or a lossy codec would treat members differently
-        self.parts[self.me] = own if self.codec == "none" else self._rounded(own)
-        members = [s.peer_id for s in self.shares]
-        mean = weighted_mean([self.parts[peer] for peer in members], [s.weight for s in self.shares])
+        share = self.share_of(sender)
+        if self.ended or share is None or sender in self.parts or not share.shard.overlaps(self.mine.shard):
+            raise PeerLost("you are not in that round, or it is over")
+        return self._sizes(spans_for(self.mine, share.shard))
+
+    def _sizes(self, spans: Sequence[Span]) -> tuple[int, ...]:
+        return tuple(num_bytes(len(span), self.codec) for span in spans)
+
+    def take_parts(self, sender: Share, parts: Parts) -> None:
+        """Keep a member's parts of this node's spans.
+
+        Raises:
+            PeerLost: they are unusable.
+        """
+        taken = {}
+        spans = spans_for(self.mine, sender.shard)
+        for span, weight, data in zip(spans, parts.weights, parts.parts, strict=True):
+            values = decode(data, len(span), self.codec)
+            if reason := refuse(values, len(span)):
+                raise PeerLost(f"its part is unusable: {reason}", is_to_blame=True)
+            taken[span.stage] = (values, weight)
+        self.parts[sender.peer_id] = taken
+
+    def reduce(self) -> tuple[dict[int, Bulk], Results]:
+        """Reduce this node's spans of all parts, and encode each once: these bytes are the result for everybody.
+
+        Raises:
+            PeerLost: a sum overflowed.
+        """
+        assert self.sums is not None, "the round was sealed before it is reduced"
+        own: dict[int, tuple[Tensor, int]] = {}
+        for span in self.mine.spans:
+            values = self.sums.gradients[span.stage][span.start : span.stop]
+            # the own part takes the same way as the others', or a lossy codec would treat members differently
+            values = values if self.codec == "none" else self._rounded(values)
+            own[span.stage] = (values, self.sums.weights[span.stage])
+        self.parts[self.me] = own
+        reduced = {span.stage: self._reduce_span(span) for span in self.mine.spans}
+        self.parts.clear()
+        results = tuple(SpanResult(stage, self.me, as_text(bulk)) for stage, bulk in sorted(reduced.items()))
+        return reduced, results
+
+    def _reduce_span(self, span: Span) -> Bulk:
+        brought = [self.parts[share.peer_id][span.stage] for share in self.shares if share.shard.holds(span.stage)]
+        parts, weights = [part for part, _ in brought], [weight for _, weight in brought]
+        # nothing was counted here at all: a step of this stage by its moments alone
+        mean = weighted_mean(parts, weights) if sum(weights) else torch.zeros(len(span))
         result = mean if self.codec == "none" else self._rounded(mean)
         norm_sq = squared_norm(result)
         if reason := refuse_norm(norm_sq):  # NaN and infinity show in the norm too: one pass instead of two
             raise PeerLost(f"the mean is unusable: {reason}")
-        self.spans[self.me] = (result, norm_sq)
-        self.parts.clear()
+        self.spans[span.stage, self.me] = result
         data = encode(result, self.codec)
         return Bulk(data, digest_of(data), norm_sq)
 
@@ -95,17 +140,20 @@ class Exchange:
         """Return what the others will decode; to encode that again gives the same bytes."""
         return decode(bytes(encode(values, self.codec)), len(values), self.codec)
 
-    def take_span(self, share: Share, bulk: Bulk) -> None:
-        """Keep another member's reduced span.
+    def take_spans(self, owner: Share, bulks: Sequence[Bulk]) -> Results:
+        """Keep another member's reduced spans, and return what they are.
 
         Raises:
-            PeerLost: it is unusable.
+            PeerLost: they are unusable.
         """
-        size = share.stop - share.start
-        values = decode(bulk.data, size, self.codec)
-        if reason := refuse(values, size) or refuse_norm(bulk.norm_sq):
-            raise PeerLost(f"its result is unusable: {reason}", is_to_blame=True)
-        self.spans[share.peer_id] = (values, bulk.norm_sq)
+        results = []
+        for span, bulk in zip(spans_for(owner, self.mine.shard), bulks, strict=True):
+            values = decode(bulk.data, len(span), self.codec)
+            if reason := refuse(values, len(span)) or refuse_norm(bulk.norm_sq):
+                raise PeerLost(f"its result is unusable: {reason}", is_to_blame=True)
+            self.spans[span.stage, owner.peer_id] = values
+            results.append(SpanResult(span.stage, owner.peer_id, as_text(bulk)))
+        return tuple(results)
 
     def close(self) -> None:
         """End whatever is under way for this round; streams that wait for its result are cut off."""
@@ -118,20 +166,45 @@ class Exchange:
             if task is not current:
                 task.cancel()
 
-    def mean(self) -> Mean:
-        """Return the round's result, put together in the order of the members."""
-        ordered = [self.spans[share.peer_id] for share in self.shares]
+    def mean(self, round: str, results: Results, *, base_hash: str) -> Mean:
+        """Return the round's result, put together in the order of the members.
+
+        Args:
+            round: The round's id.
+            results: Of all stages: their norms are summed in this order, and everywhere alike.
+            base_hash: Of the lineage before the round.
+        """
+        norms = {key: parse_result(text)[1] for key, text in as_digests(results).items()}
         norm_sq = 0.0
-        for _, span_norm_sq in ordered:
-            norm_sq += span_norm_sq
-        return Mean(torch.cat([values for values, _ in ordered]), norm_sq, sum(share.tokens for share in self.shares))
+        for key in sorted(norms):
+            norm_sq += norms[key]
+        by_stage = {
+            stage: torch.cat([self.spans[stage, s.peer_id] for s in self.shares if s.shard.holds(stage)])
+            for stage in self.mine.shard.stages
+        }
+        digest = round_digest(round, self.shares, results)
+        tokens = sum(share.tokens for share in self.shares)
+        return Mean(by_stage, norm_sq, tokens, next_base_hash(base_hash, digest))
 
 
-def sum_of(sums: list[SealedGradient]) -> Tensor:
-    """Return the sum of several sealed gradients, [N] fp32; of one, that one itself."""
-    total = sums[0].gradient
-    if len(sums) > 1:
-        total = total.clone()
-        for sealed in sums[1:]:
-            total += sealed.gradient
-    return total
+def as_text(bulk: Bulk) -> str:
+    """Return a span's result as the machine carries it."""
+    return result_text(bulk.digest.hex(), bulk.norm_sq)
+
+
+def sum_of(sealed: Sequence[SealedStages], sizes: Mapping[int, int]) -> Sums:
+    """Return the sum of several sealed sums, stage by stage; of one, that one itself; of none, zeros.
+
+    Args:
+        sealed: What is still to be brought, oldest first.
+        sizes: Length of the flat vector of each stage held.
+    """
+    gradients, weights = {}, {}
+    for stage, size in sizes.items():
+        found = [entry.by_stage[stage] for entry in sealed]
+        # zeros if there is nothing: the spans of the others are computed all the same
+        total = found[0].gradient if found else torch.zeros(size)
+        for number, entry in enumerate(found[1:]):
+            total = total + entry.gradient if number == 0 else total.add_(entry.gradient)
+        gradients[stage], weights[stage] = total, sum(entry.weight for entry in found)
+    return Sums(gradients, weights)

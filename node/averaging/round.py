@@ -1,7 +1,7 @@
 """Run the round's machine (`core/round_state.py`) over a real network, a real engine and a real clock.
 
-The machine says what it wants done; this file does it and tells what came of it. One averager serves one stage; all
-of it runs on the event loop, and heavy arithmetic goes to a worker thread.
+The machine says what it wants done; this file does it and tells what came of it. All of it runs on the event loop, and
+heavy arithmetic goes to a worker thread.
 """
 
 from __future__ import annotations
@@ -10,56 +10,54 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Collection
+from collections.abc import Awaitable, Collection, Mapping
 
 from node.averaging.exchange import Exchange, sum_of
 from node.averaging.patience import Patience
-from node.averaging.strategy import AveragerSettings, Hook, Strategy, no_hook
+from node.averaging.strategy import AveragerSettings, Hook, SealedStages, Strategy, no_hook
+from node.averaging.streams import Streams
 from node.core.errors import NodeError
 from node.core.events import EventBus, Fault, RoundFinished, RoundStarted
 from node.core.round_ledger import Ledger
-from node.core.round_messages import Message, Share
+from node.core.round_messages import Message, Results, Share
 from node.core.round_state import (
     Applied,
     Apply,
     ApplyFailed,
     Broken,
+    Discard,
     Ended,
     Event,
     FellBehind,
     Lead,
     Lost,
-    PartIn,
     Phase,
+    Prepare,
+    PrepareDone,
     Publish,
     Received,
     Reduce,
-    Reduced,
     RoundPlan,
     RoundState,
     Saw,
     Scatter,
-    Seal,
     SealDone,
     Send,
-    SpanIn,
     Synced,
     SyncFailed,
     SyncStarted,
     Tick,
 )
 from node.core.round_step import step, wake_at_s
-from node.core.types import PeerId, RoundResult, RoundStatus
-from node.network.rounds import Bulk, PeerLost, RoundTransport
-from node.training.adapter import SealedGradient
+from node.core.types import PeerId, RoundResult, RoundStatus, Shard, Standing
+from node.network.rounds import PeerLost, RoundTransport
 from node.training.state import AdapterState
 
 _PING_EVERY_S = 0.5
-_OPEN_WAIT_S = 60.0
 
 
 class Averager:
-    """All rounds of one stage on one replica."""
+    """All rounds of a run on one node."""
 
     def __init__(
         self,
@@ -78,15 +76,20 @@ class Averager:
         self._me = me
         self._events = events
         self._hook = hook
-        self._ledger: Ledger[SealedGradient] = Ledger(lineage=lineage)
+        self._ledger: Ledger[SealedStages] = Ledger(lineage=lineage)
         self._state = RoundState(
             me=me,
             standing=strategy.standing,
             settings=settings.text,
-            num_values=settings.num_values,
+            num_stages=settings.num_stages,
+            shard=strategy.shard,
+            sizes=tuple(sorted(strategy.sizes.items())),
             base_round=lineage[-1] if lineage else "",
         )
-        self._exchanges: dict[str, Exchange] = {}
+        self._prepared: set[str] = set()
+        """Rounds that this node came to a rest for and that have not ended."""
+        self._discarding: asyncio.Task[None] | None = None
+        self._num_discarded = 0
         self._events_in: deque[Event] = deque()
         self._is_stepping = False
         self._timer: asyncio.TimerHandle | None = None
@@ -99,20 +102,21 @@ class Averager:
         self.stepped_at_s = time.time()
         self.dead: set[PeerId] = set()
         """Peers that refused a connection since somebody last looked."""
+        self._streams = Streams(transport, feed=self._feed, spawn=self._spawn, refused=self.dead.add, hook=hook)
         self.tokens_given = 0
 
     # --- what the daemon sees --------------------------------------------------------------------------------
 
     async def open(self) -> None:
         """Begin to answer calls."""
-        await self._transport.open(self)
+        await self._transport.open(self.received, self._streams)
 
     async def close(self) -> None:
         """End whatever is under way."""
         await self._transport.close()
         if self._timer is not None:
             self._timer.cancel()
-        tasks = [*self._tasks, *(task for exchange in self._exchanges.values() for task in exchange.tasks)]
+        tasks = [*self._tasks, *(task for exchange in self._streams.exchanges.values() for task in exchange.tasks)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -129,26 +133,20 @@ class Averager:
 
     @property
     def pending_tokens(self) -> int:
-        """Tokens that were sealed and are not yet in a committed round."""
+        """Tokens that were sealed and are not yet in a committed round; 0 where the driver's book counts them."""
         return sum(entry.tokens for entry in self._ledger.pending)
 
     def left_out(self) -> frozenset[PeerId]:
         """Return the peers that held up a round lately."""
         return self._patience.left_out(time.monotonic())
 
-    def saw(self, alive: Collection[PeerId]) -> None:
-        """Note which replicas may step and are alive, for the quorum."""
-        self._feed(Saw(frozenset(alive)))
+    def saw(self, alive: Mapping[PeerId, Shard]) -> None:
+        """Note which peers may step and are alive, and what they hold, for the quorum."""
+        self._feed(Saw(dict(alive)))
 
-    def lead(self, members: Collection[PeerId], alive: Collection[PeerId], *, budget_s: float) -> None:
+    def lead(self, members: Collection[PeerId], alive: Mapping[PeerId, Shard], *, budget_s: float) -> None:
         """Call a round; how it ends comes as an event."""
-        plan = RoundPlan(
-            stage=self._settings.stage,
-            members=frozenset(members),
-            alive=frozenset(alive),
-            budget_s=budget_s,
-            answer_s=budget_s / 2,
-        )
+        plan = RoundPlan(frozenset(members), dict(alive), budget_s, answer_s=budget_s / 2)
         self._feed(Lead(f"{self._me[-12:]}.{self._state.standing.version}.{secrets.token_hex(6)}", plan))
 
     async def until_fallen_behind(self) -> None:
@@ -159,19 +157,35 @@ class Averager:
         """Take part in no round until `adopt` or `give_up_sync`."""
         self._feed(SyncStarted())
 
-    async def adopt(self, state: AdapterState, lineage: tuple[str, ...]) -> int:
+    async def adopt(self, states: Mapping[int, AdapterState], standing: Standing, lineage: tuple[str, ...]) -> int:
         """Go to another lineage's state; return how many of this node's tokens are in neither.
 
+        Args:
+            states: Of stages that this node holds; the bits of others stay.
+            standing: Of the peer that sent them; its hashes do not matter.
+            lineage: The latest rounds behind it, oldest first.
+
         Raises:
-            CheckpointError: the state cannot be one of this stage.
+            CheckpointError: a state cannot be one of its stage.
         """
         await self.until_idle()
-        standing = await self._strategy.adopt(state)
-        self._ledger, lost = self._ledger.moved(lineage)
+        reached = await self._strategy.adopt(states, standing)
+        if self._settings.num_stages == 1:
+            self._ledger, lost = self._ledger.moved(lineage)
+        else:
+            self._num_discarded += 1
+            self._ledger, lost = Ledger(lineage=lineage), 0  # the drivers do it again: their books tell what
         self.partners = frozenset()
         self._fell_behind.clear()
-        self._feed(Synced(standing, lineage[-1] if lineage else ""))
+        self._feed(Synced(reached, lineage[-1] if lineage else ""))
         return lost
+
+    async def reset(self) -> None:
+        """Discard this node's sums as soon as no round is under way, since some may be counted elsewhere too."""
+        await self.until_idle()
+        self._discard()
+        assert self._discarding is not None
+        await asyncio.wait({self._discarding})
 
     def give_up_sync(self) -> None:
         """Go on from what is here."""
@@ -218,25 +232,28 @@ class Averager:
             self._timer = asyncio.get_running_loop().call_later(delay, self._feed, Tick())
 
     def _begin(self, round: str) -> None:
-        if round not in self._exchanges:
+        if round not in self._streams.exchanges:
             exchange = Exchange(self._me, self._settings.codec, time.monotonic())
-            self._exchanges[round] = exchange
+            self._streams.exchanges[round] = exchange
             self._spawn(exchange.tasks, self._watch(exchange, round))
 
     def _perform(self, effect: object) -> None:
         match effect:
             case Send(to, message):
                 self._spawn(self._tasks, self._send(to, message))
-            case Seal(round):
-                self._spawn(self._tasks, self._seal(round))
+            case Prepare(round):
+                self._prepared.add(round)
+                self._spawn(self._tasks, self._prepare(round))
             case Scatter(round, shares):
                 self._scatter(round, shares)
             case Reduce(round):
-                self._spawn(self._exchanges[round].tasks, self._reduce(round))
+                self._spawn(self._streams.exchanges[round].tasks, self._streams.reduce(round))
             case Publish():
                 pass  # the streams that wait for the result were told when it was made
-            case Apply(round, _):
-                self._spawn(self._tasks, self._apply(round))
+            case Apply(round, _, results):
+                self._spawn(self._tasks, self._apply(round, results))
+            case Discard():
+                self._discard()
             case Ended():
                 self._end(effect)
             case FellBehind():
@@ -264,91 +281,61 @@ class Averager:
                 self.dead.add(to)
             self._feed(Lost(to, refused=error.is_refused))
 
-    async def _seal(self, round: str) -> None:
-        sealed = await self._strategy.seal()
-        if sealed.tokens:
+    async def _prepare(self, round: str) -> None:
+        if self._discarding is not None:
+            await asyncio.wait({self._discarding})  # the session that is told must be that of the sums to come
+        prepared = await self._strategy.prepare()
+        weight, tokens = prepared.weight, prepared.tokens
+        if prepared.sealed is not None:
+            self._keep(prepared.sealed)
+            pending = [entry.sum for entry in self._ledger.pending]
+            weight, tokens = sum(s.weight for s in pending), sum(s.tokens for s in pending)
+            if (exchange := self._streams.exchanges.get(round)) is not None:
+                exchange.sums = await asyncio.to_thread(sum_of, pending, self._strategy.sizes)
+        if not self._prepared:  # the round ended meanwhile, and no other began
+            self._strategy.ended((), committed=False)
+        self._feed(PrepareDone(round, weight, tokens, self._strategy.session, prepared.doubts))
+
+    def _keep(self, sealed: SealedStages) -> None:
+        if not sealed.is_empty:
             self._ledger = self._ledger.sealed(sealed, sealed.tokens)
-        pending = [entry.sum for entry in self._ledger.pending]
-        exchange = self._exchanges.get(round)
-        if exchange is not None:
-            # a gradient of zeros if there is nothing: the spans of the others are computed all the same
-            exchange.gradient = await asyncio.to_thread(sum_of, pending) if pending else sealed.gradient
-        weight, tokens = sum(s.weight for s in pending), sum(s.tokens for s in pending)
-        self._feed(SealDone(round, weight, tokens))
 
     def _scatter(self, round: str, shares: tuple[Share, ...]) -> None:
-        exchange = self._exchanges[round]
-        self._ledger = self._ledger.carried(round)
-        for id in [id for id in self._exchanges if id != round]:
-            self._forget(id)
-        exchange.shares = shares
-        exchange.result = asyncio.get_running_loop().create_future()
-        exchange.opened.set()
+        exchange = self._streams.open(round, shares)
         members = tuple(share.peer_id for share in shares)
-        self._events.emit(RoundStarted(self._settings.stage, self._state.standing.version, members))
-        for share in shares:
-            if share.peer_id != self._me:
-                self._spawn(exchange.tasks, self._exchange_with(round, exchange, share))
+        self._events.emit(RoundStarted(self._state.standing.version, members))
+        deadline_s = self._state.round.deadline_s if self._state.round else 0.0
+        if exchange.sums is not None:
+            self._scatter_sealed(round, exchange, deadline_s)
+        else:
+            self._spawn(self._tasks, self._seal_and_scatter(round, exchange, deadline_s))
 
-    async def _exchange_with(self, round: str, exchange: Exchange, share: Share) -> None:
-        await self._hook("while sending")
+    async def _seal_and_scatter(self, round: str, exchange: Exchange, deadline_s: float) -> None:
+        before = self._num_discarded
         try:
-            part = await asyncio.to_thread(exchange.part_for, share)
-            exchange.bytes_sent += len(part)
-            budget_s = max(1.0, (self._state.round.deadline_s if self._state.round else 0.0) - time.monotonic())
-            size = exchange.span_bytes(share)
-            bulk = await self._transport.exchange(share.peer_id, round, part, result_bytes=size, timeout_s=budget_s)
-            await self._hook("while gathering")
-            await asyncio.to_thread(exchange.take_span, share, bulk)
-        except PeerLost as error:
-            if error.is_refused:
-                self.dead.add(share.peer_id)
-            suspect = share.peer_id if error.is_to_blame else None
-            self._feed(Broken(round, suspect, f"the exchange with …{share.peer_id[-6:]} failed: {error}"))
+            sealed = await self._strategy.seal()
+        except NodeError as error:
+            self._feed(Broken(round, None, error.message))
             return
-        self._feed(SpanIn(round, share.peer_id, f"{bulk.digest.hex()}:{bulk.norm_sq!r}"))
+        if before == self._num_discarded:  # else the round is over, and these are of a session that is over too
+            self._keep(sealed)
+        pending = [entry.sum for entry in self._ledger.pending]
+        sums = await asyncio.to_thread(sum_of, pending, self._strategy.sizes)
+        if not exchange.ended:
+            exchange.sums = sums
+            self._scatter_sealed(round, exchange, deadline_s)
 
-    async def expect_part(self, round: str, sender: PeerId) -> int:
-        """Wait until the round is open here, and return the bytes of the part that `sender` has to send."""
-        exchange = self._exchanges.get(round)
-        if exchange is None:
-            raise PeerLost("I am not in that round")
-        await asyncio.wait_for(exchange.opened.wait(), _OPEN_WAIT_S)
-        if exchange.ended or exchange.share_of(sender) is None or sender in exchange.parts:
-            raise PeerLost("you are not in that round, or it is over")
-        return exchange.span_bytes(exchange.mine)
+    def _scatter_sealed(self, round: str, exchange: Exchange, deadline_s: float) -> None:
+        self._ledger = self._ledger.carried(round)
+        self._feed(SealDone(round))
+        self._streams.scatter(round, exchange, deadline_s=deadline_s)
 
-    async def take_part(self, round: str, sender: PeerId, part: Bulk) -> Bulk:
-        """Take in a part, wait for the reduced span, and return it."""
-        exchange = self._exchanges.get(round)
-        if exchange is None or exchange.ended or exchange.result is None or sender in exchange.parts:
-            raise PeerLost("the round is over")
+    async def _apply(self, round: str, results: Results) -> None:
+        exchange = self._streams.exchanges[round]
+        base_hash = self._state.standing.base_hash
         try:
-            await asyncio.to_thread(exchange.take_part, sender, part.data)
-        except PeerLost as error:
-            self._feed(Broken(round, sender, f"…{sender[-6:]}: {error}"))
-            raise
-        self._feed(PartIn(round, sender))
-        result = await asyncio.shield(exchange.result)
-        exchange.bytes_sent += len(result.data)
-        return result
-
-    async def _reduce(self, round: str) -> None:
-        exchange = self._exchanges[round]
-        await self._hook("while reducing")
-        try:
-            result = await asyncio.to_thread(exchange.reduce)
-        except PeerLost as error:
-            self._feed(Broken(round, None, str(error)))
-            return
-        if exchange.result is not None and not exchange.result.done():
-            exchange.result.set_result(result)
-        self._feed(Reduced(round, f"{result.digest.hex()}:{result.norm_sq!r}"))
-
-    async def _apply(self, round: str) -> None:
-        exchange = self._exchanges[round]
-        try:
-            standing = await self._strategy.apply(await asyncio.to_thread(exchange.mean))
+            mean = await asyncio.to_thread(exchange.mean, round, results, base_hash=base_hash)
+            standing = await self._strategy.apply(mean)
         except Exception as error:  # the machine must not wait for a step that will not come; a bug is raised again
             self._feed(ApplyFailed(round, str(error) or type(error).__name__))
             if not isinstance(error, NodeError):
@@ -359,6 +346,14 @@ class Averager:
         self.partners = frozenset(share.peer_id for share in exchange.shares) - {self._me}
         self.stepped_at_s = time.time()
         self._feed(Applied(round, standing))
+
+    def _discard(self) -> None:
+        self._num_discarded += 1
+        self._ledger = Ledger(lineage=self._ledger.lineage)
+        self._discarding = asyncio.ensure_future(self._strategy.reset())
+        self._tasks.add(self._discarding)
+        self._discarding.add_done_callback(self._tasks.discard)
+        self._discarding.add_done_callback(self._report)
 
     async def _watch(self, exchange: Exchange, round: str) -> None:
         """Notice within a second that somebody whom this round waits for has died."""
@@ -377,24 +372,22 @@ class Averager:
                 self._feed(Lost(peer, refused=True))
 
     def _end(self, ended: Ended) -> None:
-        exchange = self._exchanges.get(ended.round)
+        exchange = self._streams.exchanges.get(ended.round)
         seconds = time.monotonic() - exchange.started_at if exchange is not None else 0.0
         self._patience.lost_with(ended.culprits - {self._me}, time.monotonic())
         self.dead |= ended.dead
         version = self._state.standing.version - (ended.status is not RoundStatus.DROPPED)
         members = tuple(sorted(ended.members))
         sent = exchange.bytes_sent if exchange is not None else 0
-        result = RoundResult(
-            self._settings.stage, version, ended.status, members, ended.tokens, seconds, sent, ended.reason
-        )
+        result = RoundResult(version, ended.status, members, ended.tokens, seconds, sent, ended.reason)
         if exchange is not None:
             exchange.ended = True
             exchange.opened.set()
             # a committed result may still be on its way to others, and a doubtful one may yet be honoured
             if ended.status is RoundStatus.DROPPED and not ended.is_in_doubt:
-                self._forget(ended.round)
+                self._streams.forget(ended.round)
+        was_prepared = ended.round in self._prepared
+        self._prepared.discard(ended.round)
+        if was_prepared or ended.status is not RoundStatus.DROPPED:  # a doubtful round may be committed after its end
+            self._strategy.ended(ended.shares, committed=ended.status is not RoundStatus.DROPPED)
         self._events.emit(RoundFinished(result))
-
-    def _forget(self, round: str) -> None:
-        if exchange := self._exchanges.pop(round, None):
-            exchange.close()

@@ -29,10 +29,10 @@ class SealedStages:
 
     by_stage: Mapping[int, SealedGradient]
     """What was counted here, of any driver's microbatches."""
-    weight: int
-    """Labels of this node's own microbatches."""
-    tokens: int
-    """Tokens of this node's own microbatches."""
+    weight: int = 0
+    """Labels of this node's own microbatches; 0 in a run of several stages, whose drivers keep books of their own."""
+    tokens: int = 0
+    """Tokens of this node's own microbatches; 0 likewise."""
 
     @property
     def is_empty(self) -> bool:
@@ -87,7 +87,7 @@ class Work(Protocol):
         """Passes over the node's data."""
 
     async def hold(self) -> Prepared:
-        """Begin no microbatch, finish those under way, and say what there is. (One stage: seal, and go on.)"""
+        """Begin no microbatch, finish those under way, and say what there is; in a run of one stage seal and go on."""
 
     def sealed(self) -> None:
         """Note that the sums of this node are sealed: one that depends on nobody else may go on."""
@@ -110,7 +110,7 @@ class Strategy(Protocol):
 
     @property
     def session(self) -> str:
-        """Of the sums: see `Work.session`."""
+        """Of the sums, as in `Work`."""
 
     @property
     def sizes(self) -> Mapping[int, int]:

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from node.core.round_ends import Step, commit, commit_late, current, drop, follow, known, to_all
+from node.core.round_ends import Step, commit, commit_late, current, drop, follow, known, to_all, with_results
 from node.core.round_exchange import enter_exchange
 from node.core.round_messages import (
     Answer,
+    Ask,
     Call,
     Fail,
     Knowledge,
     Open,
     Reason,
     Refusal,
-    Share,
     Verdict,
-    cut,
-    has_quorum,
 )
+from node.core.round_shares import doubted, odd_ones_out, shares_of, what_is_wrong, why_not
 from node.core.round_state import (
     GRACE_S,
+    Discard,
     Effect,
     Ended,
     HeldCall,
     Lead,
     Phase,
+    Prepare,
+    PrepareDone,
     Round,
     RoundState,
-    Seal,
-    SealDone,
     Send,
 )
 from node.core.types import PeerId, RoundStatus
@@ -50,20 +50,29 @@ def lead(state: RoundState, event: Lead, now_s: float) -> Step:
         called=called,
     )
     call = Call(event.round, state.standing, state.base_round, plan.budget_s, state.settings)
-    state = replace(state, phase=Phase.CALLING, round=round, alive=plan.alive | {state.me})
-    return state, (Seal(event.round), *to_all(called, call))
+    state = replace(state, phase=Phase.CALLING, round=round, alive={**plan.alive, state.me: state.shard})
+    return state, (Prepare(event.round), *to_all(called, call))
 
 
-def sealed(state: RoundState, event: SealDone, now_s: float) -> Step:
-    """This replica's own sum is ready."""
+def prepared(state: RoundState, event: PrepareDone, now_s: float) -> Step:
+    """This peer rests."""
     round = current(state, event.round, Phase.CALLING, Phase.ANSWERED)
     if round is None:
         return state, ()
-    round = replace(round, weights={**round.weights, state.me: (event.weight, event.tokens)})
-    state = replace(state, round=round)
+    answer = Answer(
+        round.id,
+        event.weight,
+        event.tokens,
+        state.shard,
+        event.session,
+        state.standing.hashes,
+        state.sizes,
+        {**state.alive, state.me: state.shard},
+        event.doubts,
+    )
+    state = replace(state, round=replace(round, answers={**round.answers, state.me: answer}))
     if state.phase is Phase.CALLING:
         return try_open(state, now_s)
-    answer = Answer(round.id, event.weight, event.tokens, state.alive | {state.me})
     return state, (Send(round.leader, answer),)
 
 
@@ -79,6 +88,9 @@ def receive_call(state: RoundState, sender: PeerId, call: Call, now_s: float) ->
         committed, effects = proven
         committed, more = _hold(committed, sender, call, now_s)
         return committed, effects + more
+    if _may_be_committed(state, call):
+        state, effects = _hold(state, sender, call, now_s)
+        return state, (Send(sender, Ask(call.base_round)), *effects)
     is_under_way = state.phase in (Phase.VOTED, Phase.DOUBTING, Phase.APPLYING)
     if is_under_way and call.standing.version == state.standing.version + 1:
         return _hold(state, sender, call, now_s)
@@ -90,7 +102,7 @@ def receive_call(state: RoundState, sender: PeerId, call: Call, now_s: float) ->
         return _refuse(state, sender, call, Reason.BUSY)
     round = state.round
     assert round is not None
-    state, effects = drop(state, "another replica with a lower id calls")
+    state, effects = drop(state, "another peer with a lower id calls")
     if round.leader not in (state.me, sender):
         effects = (Send(round.leader, Fail(round.id, None, "a lower id called too")), *effects)
     state, more = _join(state, sender, call, now_s)
@@ -98,29 +110,29 @@ def receive_call(state: RoundState, sender: PeerId, call: Call, now_s: float) ->
 
 
 def receive_answer(state: RoundState, sender: PeerId, answer: Answer, now_s: float) -> Step:
-    """Leader: one more member has sealed."""
+    """Leader: one more member rests."""
     round = state.round
     if round is None or round.id != answer.round or round.leader != state.me or sender not in round.called:
         return state, ()
     if state.phase is not Phase.CALLING:
         # Only to one that was left out: a member's late duplicate must not hear of a drop.
         if round.shares and sender not in round.members:
-            return state, (Send(sender, Verdict(round.id, committed=False, digest="", reason="opened without you")),)
+            return state, (Send(sender, _without_you(round)),)
         return state, ()
     if sender in round.dead | round.failed:
         return state, ()
-    round = replace(
-        round,
-        weights={**round.weights, sender: (answer.weight, answer.tokens)},
-        views={**round.views, sender: answer.alive},
-    )
+    stages = tuple(answer.shard.stages)
+    is_coherent = stages == tuple(stage for stage, _ in answer.sizes) == tuple(stage for stage, _ in answer.hashes)
+    if not is_coherent or answer.shard.stop_stage > state.num_stages:
+        return without(state, sender, now_s, refused=False)
+    round = replace(round, answers={**round.answers, sender: answer})
     return try_open(replace(state, round=round), now_s)
 
 
 def receive_refusal(state: RoundState, sender: PeerId, refusal: Refusal, now_s: float) -> Step:
-    """Leader: one will not take part; if its lineage is heavier, this replica is the one that has to sync."""
+    """Leader: one will not take part; if its lineage is heavier, this peer is the one that has to sync."""
     round = current(state, refusal.round, Phase.CALLING)
-    if round is None or sender not in round.called or sender in round.weights:
+    if round is None or sender not in round.called or sender in round.answers:
         return state, ()
     will_step_elsewhere = refusal.reason in (Reason.AHEAD, Reason.BUSY)
     differs = not refusal.standing.shares_bits_with(state.standing)
@@ -138,9 +150,11 @@ def receive_refusal(state: RoundState, sender: PeerId, refusal: Refusal, now_s: 
 def receive_open(state: RoundState, sender: PeerId, opened: Open) -> Step:
     """Member: the round is open; check that it is the one that was answered."""
     round = current(state, opened.round, Phase.ANSWERED)
-    if round is None or sender != round.leader or state.me not in round.weights:
+    if round is None or sender != round.leader or state.me not in round.answers:
         return state, ()
-    wrong = _what_is_wrong(state, round, opened.shares)
+    wrong = what_is_wrong(
+        opened.shares, me=state.me, mine=round.answers[state.me], leader=round.leader, num_stages=state.num_stages
+    )
     if wrong:
         fail = Send(round.leader, Fail(round.id, round.leader, wrong))
         state, effects = drop(state, wrong, culprits=frozenset({round.leader}))
@@ -154,8 +168,7 @@ def without(state: RoundState, peer: PeerId, now_s: float, *, refused: bool) -> 
     assert round is not None
     round = replace(
         round,
-        weights={id: weight for id, weight in round.weights.items() if id != peer},
-        views={id: view for id, view in round.views.items() if id != peer},
+        answers={id: answer for id, answer in round.answers.items() if id != peer},
         dead=round.dead | {peer} if refused else round.dead,
         failed=round.failed if refused else round.failed | {peer},
     )
@@ -166,41 +179,70 @@ def try_open(state: RoundState, now_s: float) -> Step:
     """Leader: open as soon as everybody has answered, or with those who did when the answers are due."""
     round = state.round
     assert round is not None
-    if state.phase is not Phase.CALLING or state.me not in round.weights:
+    if state.phase is not Phase.CALLING or state.me not in round.answers:
         return state, ()
-    waiting = round.called - round.weights.keys() - round.dead - round.failed
+    waiting = round.called - round.answers.keys() - round.dead - round.failed
     if waiting and now_s < round.answer_by_s:
         return state, ()
-    round = replace(round, stalled=waiting, failed=round.failed | waiting)
+    misfits, others = odd_ones_out(round.answers)
+    in_doubt = doubted(round.answers)
+    left_out = misfits | others | in_doubt
+    answers = {id: answer for id, answer in round.answers.items() if id not in left_out}
+    round = replace(round, stalled=waiting, failed=round.failed | waiting | left_out, answers=answers)
     state = replace(state, round=round)
-    members = frozenset(round.weights)
-    alive = [state.alive | round.called, *(round.views[peer] for peer in members if peer != state.me)]
-    if not has_quorum(members, alive, round.dead):
-        return drop(state, f"only {len(members)} of the replicas answered, not more than half")
-    if not sum(weight for weight, _ in round.weights.values()):
+    if state.me in left_out:
+        return _step_aside(state, is_in_doubt=state.me in in_doubt)
+    members = frozenset(answers)
+    views = [{**state.alive, **{id: a.shard for id, a in answers.items()}}, *(a.alive for a in answers.values())]
+    # Who is in doubt or holds other bits has answered, and will load a state before it steps: it is no hidden half.
+    if reason := why_not(answers, views, round.dead | others | in_doubt, state.num_stages):
+        return drop(state, reason)
+    if not sum(answer.weight for answer in answers.values()):
         return drop(state, "nobody has anything to average yet")
-    ids = sorted(members)
-    spans = cut(state.num_values, [1.0] * len(ids))
-    shares = tuple(Share(id, *round.weights[id], *span) for id, span in zip(ids, spans, strict=True))
+    shares = shares_of(answers)
     state, effects = enter_exchange(state, shares)
-    return state, (*to_all(members - {state.me}, Open(round.id, shares)), *effects)
+    turned_away = to_all(left_out, _without_you(round))
+    return state, (*to_all(members - {state.me}, Open(round.id, shares)), *turned_away, *effects)
+
+
+def _without_you(round: Round) -> Verdict:
+    return Verdict(round.id, committed=False, reason="opened without you")
+
+
+def _step_aside(state: RoundState, *, is_in_doubt: bool) -> Step:
+    """Leader: the others cannot average with this peer's sums, so that there is no round."""
+    if not is_in_doubt:
+        return drop(state, "this node's adapter is not the one that the others hold")
+    state, effects = drop(state, "a microbatch may be in this node's sums and in another's")
+    return state, (*effects, Discard())
 
 
 def _commit_proven_by(state: RoundState, call: Call) -> Step | None:
-    """A call for the next version whose base is the round that this replica waits for: that round is committed."""
+    """A call for the next version whose base is the round that this peer waits for: that round is committed."""
     if call.standing.version != state.standing.version + 1:
         return None
     if state.phase in (Phase.VOTED, Phase.DOUBTING):
         round = state.round
         assert round is not None
-        return commit(state) if round.id == call.base_round and round.leader != state.me else None
+        is_proven = round.id == call.base_round and round.leader != state.me
+        whole = with_results(round, round.results) if is_proven else None
+        return None if whole is None else commit(replace(state, round=whole))
     return commit_late(state, call.base_round, None)
+
+
+def _may_be_committed(state: RoundState, call: Call) -> bool:
+    """Whether the call proves that a round is committed of which this peer does not know the other stages' results."""
+    if call.standing.version != state.standing.version + 1 or state.must_sync:
+        return False
+    if state.phase in (Phase.VOTED, Phase.DOUBTING):
+        return state.round is not None and state.round.id == call.base_round and state.round.leader != state.me
+    return state.phase is Phase.IDLE and state.doubt is not None and state.doubt.round.id == call.base_round
 
 
 def _join(state: RoundState, sender: PeerId, call: Call, now_s: float) -> Step:
     if call.standing.shares_bits_with(state.standing):
         round = Round(call.round, leader=sender, deadline_s=now_s + call.budget_s + GRACE_S)
-        return replace(state, phase=Phase.ANSWERED, round=round), (Seal(call.round),)
+        return replace(state, phase=Phase.ANSWERED, round=round), (Prepare(call.round),)
     if call.standing.is_heavier_than(state.standing):
         state, effects = _refuse(state, sender, call, Reason.BEHIND)
         state, more = follow(state, sender, call.standing)
@@ -232,18 +274,3 @@ def _hold(state: RoundState, sender: PeerId, call: Call, now_s: float) -> Step:
 
 def _refuse(state: RoundState, sender: PeerId, call: Call, reason: Reason) -> Step:
     return state, (Send(sender, Refusal(call.round, reason, state.standing)),)
-
-
-def _what_is_wrong(state: RoundState, round: Round, shares: tuple[Share, ...]) -> str:
-    """Say why the opened round is not one that this replica can take part in; empty if it can."""
-    mine = [share for share in shares if share.peer_id == state.me]
-    if len(mine) != 1 or (mine[0].weight, mine[0].tokens) != round.weights[state.me]:
-        return "the round was opened with another weight than this node gave"
-    ids = [share.peer_id for share in shares]
-    if ids != sorted(set(ids)) or round.leader not in ids:
-        return "the round's members are not in order"
-    edges = [0, *(share.stop for share in shares)]
-    starts = [share.start for share in shares]
-    if starts != edges[:-1] or edges[-1] != state.num_values or edges != sorted(edges):
-        return "the round's spans do not cover the vector"
-    return ""

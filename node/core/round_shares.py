@@ -1,4 +1,4 @@
-"""How a round is cut among its members, who may take part in it, and what of it everybody has to hold. Pure functions."""
+"""How a round is cut among its members, who may take part in it, and what of it everybody has to hold."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def shares_of(answers: Mapping[PeerId, Answer]) -> tuple[Share, ...]:
     )
 
 
-def what_is_wrong(shares: Sequence[Share], me: PeerId, mine: Answer, leader: PeerId) -> str:
+def what_is_wrong(shares: Sequence[Share], *, me: PeerId, mine: Answer, leader: PeerId, num_stages: int) -> str:
     """Say why an opened round is not one that this member can take part in; empty if it can."""
     found = [share for share in shares if share.peer_id == me]
     told = (mine.weight, mine.tokens, mine.shard, mine.session)
@@ -57,8 +57,10 @@ def what_is_wrong(shares: Sequence[Share], me: PeerId, mine: Answer, leader: Pee
         return "the round's members are not in order"
     if any([span.stage for span in share.spans] != list(share.shard.stages) for share in shares):
         return "the round's spans are not those of its members' stages"
+    if {stage for share in shares for stage in share.shard.stages} != set(range(num_stages)):
+        return "the round's members do not hold just the stages of the run"
     sizes = dict(mine.sizes)
-    for stage in sorted({stage for share in shares for stage in share.shard.stages}):
+    for stage in range(num_stages):
         cuts = [(span.start, span.stop) for share in shares for span in share.spans if span.stage == stage]
         edges = [0, *(stop for _, stop in cuts)]
         if [start for start, _ in cuts] != edges[:-1] or edges != sorted(edges):
@@ -158,7 +160,8 @@ def odd_ones_out(answers: Mapping[PeerId, Answer]) -> tuple[frozenset[PeerId], f
             sizes.setdefault(stage, []).append((id, size))
         for stage, bits in answers[id].hashes:
             hashes.setdefault(stage, []).append((id, bits))
-    misfits, others = set(), set()
+    misfits: set[PeerId] = set()
+    others: set[PeerId] = set()
     for found in sizes.values():
         right = Counter(size for _, size in found).most_common(1)[0][0]
         misfits.update(id for id, size in found if size != right)

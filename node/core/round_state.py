@@ -1,7 +1,7 @@
-"""The averaging round as data: the state of one replica, what can happen to it, and what it wants done.
+"""The averaging round as data: the state of one peer, what can happen to it, and what it wants done.
 
 `round_step.step(state, event, now_s)` is the machine; nothing here knows a clock, a network or a tensor. One machine
-runs beside the node's own for each stage that it holds, whether this replica leads the round or was called.
+runs beside the node's own, for all stages together: all of them move from version to version in one round, or none.
 
     IDLE ─ Lead ──> CALLING ──┐                    ┌─> VOTED ─────────> APPLYING ─> IDLE      committed
       └─── Call ──> ANSWERED ─┴─ Open ─> EXCHANGING ┘     └─> DOUBTING ──┘    └───> IDLE      dropped, or given up
@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from node.core.round_messages import Call, Knowledge, Message, Share, Standing
-from node.core.types import PeerId, RoundStatus
+from node.core.round_messages import Answer, Call, Doubts, Knowledge, Message, Results, Share, SpanResult
+from node.core.round_shares import Key
+from node.core.types import PeerId, RoundStatus, Shard, Standing
 
 GRACE_S = 0.5
 """How long a member waits for the verdict beyond the leader's deadline, for the message's way."""
@@ -30,13 +31,13 @@ class Phase(Enum):
 
     IDLE = "idle"
     CALLING = "calling"
-    """Leader: seals, and waits for the answers."""
+    """Leader: comes to a rest, and waits for the answers."""
     ANSWERED = "answered"
-    """Member: seals, answers, and waits for the round to open."""
+    """Member: comes to a rest, answers, and waits for the round to open."""
     EXCHANGING = "exchanging"
-    """Parts and results are under way. Has not voted: may drop without asking."""
+    """Sealed; parts and results are under way. Has not voted: may drop without asking."""
     VOTED = "voted"
-    """Holds all spans and said so. From here on only a verdict ends it."""
+    """Holds all spans of its stages and said so. From here on only a verdict ends it."""
     DOUBTING = "doubting"
     """Voted, and the leader is gone or silent: asks the others."""
     APPLYING = "applying"
@@ -47,12 +48,11 @@ class Phase(Enum):
 class RoundPlan:
     """What a leader starts from."""
 
-    stage: int
     members: frozenset[PeerId]
     """Whom to call, the leader included: also those that seem to be behind, since what they announced may be old.
     One that has caught up takes part; one that has not learns it at once, and does not count for the quorum."""
-    alive: frozenset[PeerId]
-    """All replicas of the stage that may step and are held for alive, whatever their version (for the quorum)."""
+    alive: Mapping[PeerId, Shard]
+    """All peers that may step and are held for alive, whatever their version, and their stages (for the quorum)."""
     budget_s: float
     """The round ends, one way or the other, this many seconds after the call."""
     answer_s: float
@@ -69,10 +69,8 @@ class Round:
     answer_by_s: float = 0.0
     called: frozenset[PeerId] = frozenset()
     """Leader: who was called, itself excluded."""
-    weights: Mapping[PeerId, tuple[int, int]] = field(default_factory=dict)
-    """(weight, tokens) of everybody who sealed, this replica included."""
-    views: Mapping[PeerId, frozenset[PeerId]] = field(default_factory=dict)
-    """Leader: for each member, the replicas that it holds for alive."""
+    answers: Mapping[PeerId, Answer] = field(default_factory=dict)
+    """Of everybody who came to a rest, this peer included."""
     dead: frozenset[PeerId] = frozenset()
     """Leader: refused the connection, or will not step before syncing. Not counted in the quorum."""
     failed: frozenset[PeerId] = frozenset()
@@ -80,14 +78,13 @@ class Round:
     stalled: frozenset[PeerId] = frozenset()
     """Leader: called, reachable, and silent until the answers were due."""
     shares: tuple[Share, ...] = ()
+    is_sealed: bool = False
     parts: frozenset[PeerId] = frozenset()
-    """Whose part of this replica's span is complete here."""
+    """Whose parts of this peer's spans are complete here."""
     is_reducing: bool = False
-    spans: Mapping[PeerId, str] = field(default_factory=dict)
-    """Digest of each owner's result, of those that are complete here."""
-    digest: str = ""
-    """Of all spans in order: this replica's vote."""
-    votes: Mapping[PeerId, str] = field(default_factory=dict)
+    spans: Mapping[Key, str] = field(default_factory=dict)
+    """Digest of each result that is complete here; once committed, of those of all stages."""
+    votes: Mapping[PeerId, Results] = field(default_factory=dict)
     unheard: frozenset[PeerId] = frozenset()
     """In doubt: who was asked and has not answered."""
     askers: frozenset[PeerId] = frozenset()
@@ -99,6 +96,11 @@ class Round:
         return frozenset(share.peer_id for share in self.shares)
 
     @property
+    def results(self) -> Results:
+        """The results that are known here, in order."""
+        return tuple(SpanResult(stage, owner, digest) for (stage, owner), digest in sorted(self.spans.items()))
+
+    @property
     def tokens(self) -> int:
         """Tokens of all members together."""
         return sum(share.tokens for share in self.shares)
@@ -106,7 +108,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A round that this replica voted in and gave up; honoured if a COMMIT comes to light before the next opens."""
+    """A round that this peer voted in and gave up; honoured if a COMMIT comes to light before the next opens."""
 
     round: Round
     standing: Standing
@@ -123,22 +125,26 @@ class HeldCall:
 
 @dataclass(frozen=True, slots=True)
 class RoundState:
-    """Everything that one replica remembers about the rounds of one stage."""
+    """Everything that one peer remembers about the rounds of a run."""
 
     me: PeerId
     standing: Standing
     settings: str
-    num_values: int
+    num_stages: int
+    """Of the run."""
+    shard: Shard
+    sizes: tuple[tuple[int, int], ...]
+    """(stage, length of its vector) of each stage held, in order."""
     base_round: str = ""
     """The round that made the current bits; empty for those that the run began with."""
-    alive: frozenset[PeerId] = frozenset()
-    """The replicas that may step and that this node holds for alive, itself included."""
+    alive: Mapping[PeerId, Shard] = field(default_factory=dict)
+    """The peers that may step and that this node holds for alive, itself included, and their stages."""
     must_sync: bool = False
     """A heavier lineage exists: takes no part until `Synced` or `SyncFailed`."""
     phase: Phase = Phase.IDLE
     round: Round | None = None
-    ended: tuple[tuple[str, Knowledge, str], ...] = ()
-    """The latest rounds: id, how it ended, digest."""
+    ended: tuple[tuple[str, Knowledge, Results], ...] = ()
+    """The latest rounds: id, how it ended, the results of a commit."""
     doubt: Doubt | None = None
     held: HeldCall | None = None
 
@@ -171,17 +177,26 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
-class SealDone:
-    """The accumulated gradient is sealed."""
+class PrepareDone:
+    """This peer rests, and brings this; what it has in doubt, others must not bring."""
 
     round: str
     weight: int
     tokens: int
+    session: str = ""
+    doubts: Doubts = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class SealDone:
+    """The sums of all stages are sealed, and noted as carried by this round."""
+
+    round: str
 
 
 @dataclass(frozen=True, slots=True)
 class PartIn:
-    """A member's part of this replica's span is complete and was checked."""
+    """A member's parts of this peer's spans are complete and were checked."""
 
     round: str
     sender: PeerId
@@ -189,19 +204,19 @@ class PartIn:
 
 @dataclass(frozen=True, slots=True)
 class Reduced:
-    """This replica's span is reduced and encoded."""
+    """This peer's spans are reduced and encoded."""
 
     round: str
-    digest: str
+    results: Results
 
 
 @dataclass(frozen=True, slots=True)
 class SpanIn:
-    """The result of another member's span is complete and was checked."""
+    """The results of another member's spans, in the stages in common, are complete and were checked."""
 
     round: str
     owner: PeerId
-    digest: str
+    results: Results
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,12 +246,12 @@ class ApplyFailed:
 
 @dataclass(frozen=True, slots=True)
 class SyncStarted:
-    """Another replica's state is about to be loaded; takes no part meanwhile."""
+    """Another peer's state is about to be loaded; takes no part meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """Another replica's state was loaded."""
+    """Another peer's state was loaded."""
 
     standing: Standing
     base_round: str
@@ -251,7 +266,7 @@ class SyncFailed:
 class Saw:
     """The membership's view changed."""
 
-    alive: frozenset[PeerId]
+    alive: Mapping[PeerId, Shard]
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +278,7 @@ Event = (
     Lead
     | Received
     | Lost
+    | PrepareDone
     | SealDone
     | PartIn
     | Reduced
@@ -290,15 +306,15 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
-class Seal:
-    """Seal the accumulated gradient, then feed `SealDone`."""
+class Prepare:
+    """Come to a rest, then feed `PrepareDone`."""
 
     round: str
 
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
-    """Send each other member its part and fetch its result: `PartIn` there, `SpanIn` or `Broken` here."""
+    """Seal and feed `SealDone`; send the others their parts and fetch results: `PartIn` there, `SpanIn` or `Broken`."""
 
     round: str
     shares: tuple[Share, ...]
@@ -306,14 +322,14 @@ class Scatter:
 
 @dataclass(frozen=True, slots=True)
 class Reduce:
-    """All parts of this replica's span are here: reduce and encode them, then feed `Reduced`."""
+    """All parts of this peer's spans are here: reduce and encode them, then feed `Reduced`."""
 
     round: str
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Hand the encoded result of this replica's span to all members."""
+    """Hand the encoded results of this peer's spans to all members that hold these stages."""
 
     round: str
 
@@ -324,11 +340,18 @@ class Apply:
 
     round: str
     shares: tuple[Share, ...]
+    results: Results
+    """Of all stages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Others have this peer's sums in doubt: forget them, and take a new session."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The round is over. Unless committed, the sealed sums are still this replica's."""
+    """The round is over. Unless committed, the sealed sums are still this peer's."""
 
     round: str
     status: RoundStatus
@@ -341,6 +364,8 @@ class Ended:
     """Who refused the connection."""
     is_in_doubt: bool = False
     """Dropped here, but perhaps committed by a leader that nobody can reach: keep the mean until the next opens."""
+    shares: tuple[Share, ...] = ()
+    """Empty if it never opened here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,4 +376,4 @@ class FellBehind:
     standing: Standing
 
 
-Effect = Send | Seal | Scatter | Reduce | Publish | Apply | Ended | FellBehind
+Effect = Send | Prepare | Scatter | Reduce | Publish | Apply | Discard | Ended | FellBehind

@@ -2,8 +2,8 @@
 
 Two-phase commit with one twist: a member that voted and hears nothing asks the others and, if nobody knows, goes on
 without the round. That may leave a leader that committed alone in a lineage of its own; lineages are told apart by
-the hash of their bits, and the lighter one syncs to the heavier. So a round is never half of anything: for each
-replica it is committed with the same bytes as everywhere, or its sealed sum is still its own.
+their hash, and the lighter one syncs to the heavier. So a round is never half of anything: for each peer it is
+committed with the same bytes as everywhere, in all stages at once, or its sealed sums are still its own.
 
 Anything late, repeated or out of order is ignored unless it tells how a round ended.
 """
@@ -15,16 +15,27 @@ from dataclasses import replace
 
 from node.core.round_calls import (
     lead,
+    prepared,
     receive_answer,
     receive_call,
     receive_open,
     receive_refusal,
-    sealed,
     try_open,
     without,
 )
-from node.core.round_ends import Step, applied, apply_failed, commit, commit_late, current, drop, known, to_all
-from node.core.round_exchange import broken, part_in, receive_vote, reduced, span_in
+from node.core.round_ends import (
+    Step,
+    applied,
+    apply_failed,
+    commit,
+    commit_late,
+    current,
+    drop,
+    known,
+    to_all,
+    with_results,
+)
+from node.core.round_exchange import broken, part_in, receive_vote, reduced, sealed, span_in, waits_for
 from node.core.round_messages import (
     Answer,
     Ask,
@@ -34,6 +45,7 @@ from node.core.round_messages import (
     Message,
     Open,
     Refusal,
+    Results,
     Tell,
     Verdict,
     Vote,
@@ -50,6 +62,7 @@ from node.core.round_state import (
     Lost,
     PartIn,
     Phase,
+    PrepareDone,
     Received,
     Reduced,
     RoundState,
@@ -77,13 +90,16 @@ def step(state: RoundState, event: Event, now_s: float) -> Step:
         The new state and what it wants done, in this order. Feed a `Tick` at `wake_at_s(state)` at the latest.
     """
     state, effects = _handle(state, event, now_s)
-    if state.phase is Phase.IDLE and state.held is not None:
-        held, state = state.held, replace(state, held=None)
-        if held.until_s > now_s:
-            call = replace(held.call, budget_s=held.until_s - now_s)
-            state, more = receive_call(state, held.caller, call, now_s)
-            effects += more
-    return state, effects
+    held = state.held
+    if state.phase is not Phase.IDLE or held is None:
+        return state, effects
+    if held.until_s <= now_s:
+        return replace(state, held=None), effects
+    if state.doubt is not None and state.doubt.round.id == held.call.base_round:
+        return state, effects  # the caller was asked for the results of that round
+    call = replace(held.call, budget_s=held.until_s - now_s)
+    state, more = receive_call(replace(state, held=None), held.caller, call, now_s)
+    return state, effects + more
 
 
 def wake_at_s(state: RoundState) -> float | None:
@@ -91,7 +107,7 @@ def wake_at_s(state: RoundState) -> float | None:
     round = state.round
     if round is None or state.phase in (Phase.IDLE, Phase.APPLYING):
         return None
-    is_waiting_for_answers = state.phase is Phase.CALLING and state.me in round.weights
+    is_waiting_for_answers = state.phase is Phase.CALLING and state.me in round.answers
     return min(round.answer_by_s, round.deadline_s) if is_waiting_for_answers else round.deadline_s
 
 
@@ -101,8 +117,10 @@ def _handle(state: RoundState, event: Event, now_s: float) -> Step:
             return _receive(state, sender, message, now_s)
         case Lead():
             return lead(state, event, now_s)
+        case PrepareDone():
+            return prepared(state, event, now_s)
         case SealDone():
-            return sealed(state, event, now_s)
+            return sealed(state, event)
         case PartIn():
             return part_in(state, event)
         case Reduced():
@@ -120,7 +138,7 @@ def _handle(state: RoundState, event: Event, now_s: float) -> Step:
         case Tick():
             return _tick(state, now_s)
         case Saw(alive):
-            return replace(state, alive=alive | {state.me}), ()
+            return replace(state, alive={**alive, state.me: state.shard}), ()
         case SyncStarted():
             return replace(state, must_sync=True), ()
         case SyncFailed():
@@ -160,7 +178,7 @@ def _receive_fail(state: RoundState, sender: PeerId, fail: Fail, now_s: float) -
     if round is None or round.leader != state.me:
         return state, ()
     if state.phase is Phase.CALLING:
-        return without(state, sender, now_s, refused=False) if sender in round.weights else (state, ())
+        return without(state, sender, now_s, refused=False) if sender in round.answers else (state, ())
     if sender not in round.members:
         return state, ()
     suspects = frozenset() if fail.suspect is None else frozenset({fail.suspect})
@@ -169,7 +187,7 @@ def _receive_fail(state: RoundState, sender: PeerId, fail: Fail, now_s: float) -
 
 def _receive_verdict(state: RoundState, sender: PeerId, verdict: Verdict) -> Step:
     if verdict.committed:
-        return _learn_commit(state, verdict.round, verdict.digest)
+        return _learn_commit(state, sender, verdict.round, verdict.results)
     round = current(state, verdict.round, Phase.ANSWERED, Phase.EXCHANGING, Phase.VOTED, Phase.DOUBTING)
     if round is None or sender != round.leader:
         return state, ()
@@ -179,15 +197,15 @@ def _receive_verdict(state: RoundState, sender: PeerId, verdict: Verdict) -> Ste
 
 
 def _receive_ask(state: RoundState, sender: PeerId, ask: Ask) -> Step:
-    knowledge, digest = known(state, ask.round)
+    knowledge, results = known(state, ask.round)
     if knowledge is Knowledge.PENDING and state.round is not None:
         state = replace(state, round=replace(state.round, askers=state.round.askers | {sender}))
-    return state, (Send(sender, Tell(ask.round, knowledge, digest)),)
+    return state, (Send(sender, Tell(ask.round, knowledge, results)),)
 
 
 def _receive_tell(state: RoundState, sender: PeerId, tell: Tell, now_s: float) -> Step:
     if tell.knowledge is Knowledge.COMMITTED:
-        return _learn_commit(state, tell.round, tell.digest)
+        return _learn_commit(state, sender, tell.round, tell.results)
     round = current(state, tell.round, Phase.DOUBTING)
     if round is None or sender not in round.members:
         return state, ()
@@ -196,12 +214,16 @@ def _receive_tell(state: RoundState, sender: PeerId, tell: Tell, now_s: float) -
     return _heard(state, sender, now_s)
 
 
-def _learn_commit(state: RoundState, round: str, digest: str) -> Step:
+def _learn_commit(state: RoundState, sender: PeerId, round: str, results: Results) -> Step:
+    """A member says that a round was committed, and with what."""
     voted = current(state, round, Phase.VOTED, Phase.DOUBTING)
     if voted is not None:
+        whole = with_results(voted, results) if sender in voted.members else None
         is_mine_to_say = voted.leader == state.me  # a leader's own round ends by its own count alone
-        return (state, ()) if is_mine_to_say or digest != voted.digest else commit(state)
-    late = commit_late(state, round, digest)
+        return (state, ()) if is_mine_to_say or whole is None else commit(replace(state, round=whole))
+    if state.doubt is None or sender not in state.doubt.round.members:
+        return state, ()
+    late = commit_late(state, round, results)
     return (state, ()) if late is None else late
 
 
@@ -280,8 +302,9 @@ def _late(state: RoundState) -> frozenset[PeerId]:
     """Guess who holds the round up: whose part is missing here; else whose result; else who did not vote."""
     round = state.round
     assert round is not None
-    others = round.members - {state.me}
-    for missing in (others - round.parts, others - round.spans.keys(), others - round.votes.keys()):
+    others, near = round.members - {state.me}, waits_for(round, state)
+    owners = {owner for _, owner in round.spans}
+    for missing in (near - round.parts, near - owners, others - round.votes.keys()):
         if missing:
             return missing
     return frozenset()

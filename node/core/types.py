@@ -182,6 +182,14 @@ class Standing:
     hashes: tuple[tuple[int, str], ...] = ()
     """(stage, first `HASH_CHARS` of the digest of the adapter's and the moments' bits) of each stage held, in order."""
 
+    @property
+    def bits(self) -> str:
+        """One hash for the bits of all stages held; of none, for the lineage."""
+        if len(self.hashes) == 1:
+            return self.hashes[0][1]
+        text = "|".join(bits for _, bits in self.hashes) or self.base_hash
+        return hashlib.sha256(text.encode()).hexdigest()[:HASH_CHARS]
+
     def is_heavier_than(self, other: Standing) -> bool:
         """Whether `other` has to follow this one.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import time
 from dataclasses import dataclass
 from typing import AsyncIterator, Protocol  # noqa: UP035  (hivemind knows the stream hints of `typing` alone)
@@ -30,7 +31,21 @@ _PART_S = 15.0
 _MAX_CONCURRENT_SENDS = 2
 _MAX_LINEAGE = 256
 _MAX_ROUND_ID = 128
+_MAX_VERSION = 1 << 62
+_BASE_HASH = re.compile(r"[0-9a-f]{1,64}")
 MAX_CLOCK_DIFFERENCE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class StageState:
+    """A stage's adapter and moments; whole, but not yet trusted where they were fetched."""
+
+    data: bytes
+    lineage: tuple[str, ...]
+    """Ids of the latest rounds behind them, oldest first."""
+    version: int
+    base_hash: str
+    """Of the lineage: stages that are fetched one by one must agree in it."""
 
 
 class StateSource(Protocol):
@@ -44,8 +59,8 @@ class StateSource(Protocol):
     def state(self) -> PeerState:
         """What this node is doing."""
 
-    async def export_state(self, stage: int) -> tuple[bytes, tuple[str, ...]]:
-        """Return a stage's adapter and moments, and the ids of the latest rounds behind them.
+    async def export_state(self, stage: int) -> StageState:
+        """Return a stage's adapter and moments, and where they stand.
 
         Raises:
             PeerBusy: not now; ask again later.
@@ -60,14 +75,6 @@ class Welcomed:
     peer_state: str
     clock_ahead_s: float
     """How far this machine's clock is ahead of the peer's, in seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class FetchedState:
-    """What a peer sent as its state: whole, but not yet trusted."""
-
-    data: bytes
-    lineage: tuple[str, ...]
 
 
 class Door(ServicerBase):  # type: ignore[misc]
@@ -106,11 +113,13 @@ class Door(ServicerBase):  # type: ignore[misc]
             return
         async with self._sending:
             try:
-                data, lineage = await self._source.export_state(request.stage)
+                state = await self._source.export_state(request.stage)
             except PeerBusy as busy:
                 yield swarm_pb2.StateChunk(try_later=busy.message)
                 return
-            yield swarm_pb2.StateChunk(header=swarm_pb2.StateHeader(lineage=lineage))
+            data = state.data
+            header = swarm_pb2.StateHeader(lineage=state.lineage, version=state.version, base_hash=state.base_hash)
+            yield swarm_pb2.StateChunk(header=header)
             for start in range(0, len(data), _PART_BYTES):
                 part = data[start : start + _PART_BYTES]
                 self.bytes_sent += len(part)
@@ -150,7 +159,7 @@ async def say_hello(p2p: P2P, peer_id: PeerId, *, fingerprint: str = "") -> Welc
     return Welcomed(run=run, peer_state=welcome.state[:32], clock_ahead_s=middle - welcome.clock_s)
 
 
-async def fetch_state(p2p: P2P, peer_id: PeerId, *, fingerprint: str, stage: int, max_bytes: int) -> FetchedState:
+async def fetch_state(p2p: P2P, peer_id: PeerId, *, fingerprint: str, stage: int, max_bytes: int) -> StageState:
     """Fetch a stage's adapter and moments from a peer; the bytes are complete but not yet trusted.
 
     Raises:
@@ -162,7 +171,7 @@ async def fetch_state(p2p: P2P, peer_id: PeerId, *, fingerprint: str, stage: int
     stub = Door.get_stub(p2p, PeerID.from_base58(peer_id), namespace=_NAMESPACE)
     name = short(peer_id)
     received = bytearray()
-    lineage: tuple[str, ...] = ()
+    header = swarm_pb2.StateHeader()
     stream = None
     try:
         stream = await asyncio.wait_for(
@@ -177,9 +186,7 @@ async def fetch_state(p2p: P2P, peer_id: PeerId, *, fingerprint: str, stage: int
             if kind == "end":
                 break
             if kind == "header":
-                lineage = tuple(chunk.header.lineage)
-                if len(lineage) > _MAX_LINEAGE or any(len(round_id) > _MAX_ROUND_ID for round_id in lineage):
-                    raise ProtocolViolation(f"{name} sent an impossible list of rounds.", peer_id=peer_id)
+                header = chunk.header
                 continue
             received += chunk.part
             if len(received) > max_bytes:
@@ -197,4 +204,11 @@ async def fetch_state(p2p: P2P, peer_id: PeerId, *, fingerprint: str, stage: int
     digest = await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
     if len(data) != chunk.end.num_bytes or digest != chunk.end.sha256:
         raise ProtocolViolation(f"{name} sent a state whose digest does not match.", peer_id=peer_id)
-    return FetchedState(data, lineage)
+    _check_header(header, peer_id)
+    return StageState(data, tuple(header.lineage), header.version, header.base_hash)
+
+
+def _check_header(header: swarm_pb2.StateHeader, peer_id: PeerId) -> None:
+    is_short = len(header.lineage) <= _MAX_LINEAGE and all(len(id) <= _MAX_ROUND_ID for id in header.lineage)
+    if not is_short or header.version >= _MAX_VERSION or not _BASE_HASH.fullmatch(header.base_hash):
+        raise ProtocolViolation(f"{short(peer_id)} sent a state of an impossible lineage.", peer_id=peer_id)

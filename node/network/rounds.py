@@ -1,10 +1,10 @@
 """Averaging rounds over hivemind's P2P streams: the network form of what `averaging/round.py` wants done.
 
-Small messages are unary calls with a deadline each. A part and the result of its span share one raw stream: a header,
-the member's part, an end; then the reduced span and an end. The explicit end with length and digest is there because a
-stream that merely stops looks just like one that is complete. Nothing is allocated from a length that a peer
-declares: the caller says how many bytes it expects. (Raw, because hivemind's message streams copy every chunk several
-times and start a task for each.)
+Small messages are unary calls with a deadline each. The parts of a peer's spans and the results of these share one raw
+stream: a header, the member's parts, an end; then the reduced spans and an end. The explicit end with length and
+digests is there because a stream that merely stops looks just like one that is complete. Nothing is allocated from a
+length that a peer declares: the caller says how many bytes it expects. (Raw, because hivemind's message streams copy
+every chunk several times and start a task for each.)
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 import re
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +26,7 @@ from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
 from node.core.round_messages import Message as RoundWord
 from node.core.types import PeerId
 from node.network.processes import PEER_FAILED
+from node.network.records import MAX_STAGES
 from node.network.round_words import Malformed, check_round_id, from_wire, to_wire
 from node.v1 import round_pb2
 
@@ -32,10 +34,12 @@ CHUNK_BYTES = 256 * 1024
 _SEND_S = 5.0
 _CHUNK_S = 20.0
 _NAMESPACE = "potluck"
-_MAX_FRAME_BYTES = 4096
+_MAX_FRAME_BYTES = 64 * MAX_STAGES + 4096
+"""A frame's list has an entry a stage in common, of a digest and a norm at most."""
 _BACKED_OFF = re.compile(r"\[/ip[46]/([0-9a-fA-F.:]+)/tcp/(\d+)[^\]]*\] dial backoff")
 _MAX_KNOCKS = 8
 _KNOCK_S = 1.0
+_MAX_WEIGHT = 1 << 62
 _MAX_STREAMS = 256
 """Streams that are served at a time; beyond that a new one is closed at once."""
 
@@ -55,54 +59,66 @@ class PeerLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Bulk:
-    """What came over a stream, whole: its length and digest were checked."""
+    """What came over a stream for one span, whole: its length and digest were checked."""
 
     data: bytes | bytearray | memoryview
     digest: bytes
     """SHA-256 of a result; a checksum of a part, which nobody votes on."""
-    norm_sq: float
+    norm_sq: float = 0.0
+    """Of a result: the squared norm of the span's mean."""
 
 
-class RoundHandler(Protocol):
-    """The averager behind the network."""
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What one member brings to the spans of another, stage by stage in order."""
 
-    def received(self, sender: PeerId, message: RoundWord) -> None:
-        """Take in a word of the round from an authenticated peer."""
+    weights: tuple[int, ...]
+    """Labels counted in each."""
+    parts: tuple[bytes | bytearray | memoryview, ...]
 
-    async def expect_part(self, round: str, sender: PeerId) -> int:
-        """Wait until the round is open here, and return the bytes of the part that `sender` has to send.
+
+class BulkHandler(Protocol):
+    """Whoever takes in and gives out the bulk."""
+
+    async def expect_parts(self, round: str, sender: PeerId) -> tuple[int, ...]:
+        """Wait until the round is open here, and return the bytes of each part that `sender` has to send.
 
         Raises:
-            PeerLost: the round is not one that this replica is in with that sender.
+            PeerLost: the round is not one that this peer is in with that sender.
         """
 
-    async def take_part(self, round: str, sender: PeerId, part: Bulk) -> Bulk:
-        """Take in a part, wait for the reduced span, and return it.
+    async def take_parts(self, round: str, sender: PeerId, parts: Parts) -> tuple[Bulk, ...]:
+        """Take in a member's parts, wait for the reduced spans, and return them.
 
         Raises:
-            PeerLost: the part is unusable, or the round ended without a result.
+            PeerLost: the parts are unusable, or the round ended without a result.
         """
 
 
 class RoundTransport(ServicerBase):  # type: ignore[misc]
-    """Sends and receives for the rounds of one run and stage."""
+    """Sends and receives for the rounds of one run."""
 
-    def __init__(self, p2p: P2P, *, fingerprint: str, stage: int) -> None:
+    def __init__(self, p2p: P2P, *, fingerprint: str) -> None:
         self._p2p = p2p
         self._fingerprint = fingerprint
-        self._stage = stage
-        self._handler: RoundHandler | None = None
+        self._received: Callable[[PeerId, RoundWord], None] | None = None
+        self._bulk: BulkHandler | None = None
         self._num_streams = 0
 
-    async def open(self, handler: RoundHandler) -> None:
-        """Begin to answer."""
-        self._handler = handler
+    async def open(self, received: Callable[[PeerId, RoundWord], None], bulk: BulkHandler) -> None:
+        """Begin to answer.
+
+        Args:
+            received: Takes in a word of the round from an authenticated peer.
+            bulk: Takes in parts and gives out results.
+        """
+        self._received, self._bulk = received, bulk
         await self.add_p2p_handlers(self._p2p, namespace=self._space)
         await self._p2p.add_binary_stream_handler(self._bulk_name, self._serve_exchange)
 
     async def close(self) -> None:
         """Answer no more."""
-        self._handler = None
+        self._received = self._bulk = None
         await self.remove_p2p_handlers(self._p2p, namespace=self._space)
         await self._p2p.remove_binary_stream_handler(self._bulk_name)
 
@@ -114,7 +130,7 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
         Raises:
             PeerLost: it did not arrive.
         """
-        await self._call(peer, to_wire(message, fingerprint=self._fingerprint, stage=self._stage))
+        await self._call(peer, to_wire(message, fingerprint=self._fingerprint))
 
     async def ping(self, peer: PeerId) -> None:
         """Ask whether a peer is there.
@@ -122,29 +138,30 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
         Raises:
             PeerLost: it is not.
         """
-        wire = round_pb2.RoundMessage(fingerprint=self._fingerprint, stage=self._stage)
+        wire = round_pb2.RoundMessage(fingerprint=self._fingerprint)
         wire.ping.SetInParent()
         await self._call(peer, wire)
 
     async def exchange(
-        self, peer: PeerId, round: str, part: memoryview, *, result_bytes: int, timeout_s: float
-    ) -> Bulk:
-        """Send a part of a peer's span, and return the reduced span.
+        self, peer: PeerId, round: str, parts: Parts, *, result_bytes: Sequence[int], timeout_s: float
+    ) -> tuple[Bulk, ...]:
+        """Send the parts of a peer's spans, and return the reduced spans.
 
         Raises:
             PeerLost: the peer broke off, was too slow, or sent something else than announced.
         """
-        header = round_pb2.RoundPartHeader(fingerprint=self._fingerprint, stage=self._stage, round=round)
+        header = round_pb2.RoundPartHeader(fingerprint=self._fingerprint, round=round, weights=parts.weights)
         writer = None
         try:
             async with asyncio.timeout(timeout_s):
                 target = PeerID.from_base58(peer)
                 _, reader, writer = await self._p2p.call_binary_stream_handler(target, self._bulk_name)
                 _write_frame(writer, header)
-                checksum = await _write(writer, part, _Checksum())
-                _write_frame(writer, round_pb2.RoundPartEnd(num_bytes=len(part), digest=checksum))
+                checksums = [await _write(writer, memoryview(part), _Checksum()) for part in parts.parts]
+                num_bytes = sum(len(part) for part in parts.parts)
+                _write_frame(writer, round_pb2.RoundPartEnd(num_bytes=num_bytes, digests=checksums))
                 await writer.drain()
-                return await _read(reader, result_bytes, hashlib.sha256())
+                return await _read(reader, result_bytes, hashlib.sha256, has_norms=True)
         except TimeoutError:
             raise PeerLost("it did not finish in time", is_to_blame=True) from None
         except (*PEER_FAILED, Malformed) as error:
@@ -157,17 +174,17 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
 
     async def rpc_word(self, request: round_pb2.RoundMessage, context: P2PContext) -> round_pb2.RoundReceipt:
         """Take in one word of a round."""
-        if not self._is_mine(request.fingerprint, request.stage):
+        if request.fingerprint != self._fingerprint:
             return round_pb2.RoundReceipt(is_known=False)
         message = from_wire(request)
-        if message is not None and self._handler is not None:
-            self._handler.received(PeerId(context.remote_id.to_base58()), message)
+        if message is not None and self._received is not None:
+            self._received(PeerId(context.remote_id.to_base58()), message)
         return round_pb2.RoundReceipt(is_known=True)
 
     async def _serve_exchange(
         self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """Take in a member's part and answer with the reduced span; a stream that is not in order is cut off."""
+        """Take in a member's parts and answer with the reduced spans; a stream that is not in order is cut off."""
         self._num_streams += 1
         try:
             if self._num_streams <= _MAX_STREAMS:
@@ -183,15 +200,23 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
     ) -> None:
         header = round_pb2.RoundPartHeader()
         await asyncio.wait_for(_read_frame(reader, header), _CHUNK_S)
-        handler = self._handler
-        if handler is None or not self._is_mine(header.fingerprint, header.stage):
+        handler = self._bulk
+        if handler is None or header.fingerprint != self._fingerprint:
             raise PeerLost("I do not train that")
         round = check_round_id(header.round)
-        expected = await handler.expect_part(round, sender)
-        part = await _read(reader, expected, _Checksum())
-        result = await handler.take_part(round, sender, part)
-        await _write(writer, memoryview(result.data), None)
-        end = round_pb2.RoundPartEnd(num_bytes=len(result.data), digest=result.digest, norm_sq=result.norm_sq)
+        expected = await handler.expect_parts(round, sender)
+        if len(header.weights) != len(expected) or any(weight >= _MAX_WEIGHT for weight in header.weights):
+            raise Malformed("the parts' weights are not in order")
+        parts = await _read(reader, expected, _Checksum, has_norms=False)
+        taken = Parts(tuple(header.weights), tuple(part.data for part in parts))
+        results = await handler.take_parts(round, sender, taken)
+        for result in results:
+            await _write(writer, memoryview(result.data), None)
+        end = round_pb2.RoundPartEnd(
+            num_bytes=sum(len(result.data) for result in results),
+            digests=[result.digest for result in results],
+            norms_sq=[result.norm_sq for result in results],
+        )
         _write_frame(writer, end)
         await asyncio.wait_for(writer.drain(), _CHUNK_S)
 
@@ -210,14 +235,11 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
 
     @property
     def _space(self) -> str:
-        return f"{_NAMESPACE}/{self._fingerprint[:16]}/{self._stage}"
+        return f"{_NAMESPACE}/{self._fingerprint[:16]}/round"
 
     @property
     def _bulk_name(self) -> str:
         return f"{self._space}/exchange"
-
-    def _is_mine(self, fingerprint: str, stage: int) -> bool:
-        return fingerprint == self._fingerprint and stage == self._stage
 
 
 class _Digest(Protocol):
@@ -265,20 +287,28 @@ async def _write(writer: asyncio.StreamWriter, data: memoryview, digest: _Digest
     return digest.digest() if digest is not None else b""
 
 
-async def _read(reader: asyncio.StreamReader, expected: int, digest: _Digest) -> Bulk:
-    """Read `expected` bytes and their end; anything else is a violation."""
-    data = bytearray(expected)
-    view = memoryview(data)
-    for start in range(0, expected, CHUNK_BYTES):
-        chunk = view[start : start + CHUNK_BYTES]
-        chunk[:] = await asyncio.wait_for(reader.readexactly(len(chunk)), _CHUNK_S)
-        digest.update(chunk)
+async def _read(
+    reader: asyncio.StreamReader, expected: Sequence[int], make_digest: Callable[[], _Digest], *, has_norms: bool
+) -> tuple[Bulk, ...]:
+    """Read one piece a span, of `expected` bytes each, and their end; anything else is a violation."""
+    pieces, digests = [], []
+    for num_bytes in expected:
+        data, digest = bytearray(num_bytes), make_digest()
+        view = memoryview(data)
+        for start in range(0, num_bytes, CHUNK_BYTES):
+            chunk = view[start : start + CHUNK_BYTES]
+            chunk[:] = await asyncio.wait_for(reader.readexactly(len(chunk)), _CHUNK_S)
+            digest.update(chunk)
+        pieces.append(data)
+        digests.append(digest.digest())
     end = round_pb2.RoundPartEnd()
     await asyncio.wait_for(_read_frame(reader, end), _CHUNK_S)
-    checked = digest.digest()
-    if end.num_bytes != expected or end.digest != checked:
-        raise Malformed("the length or the digest does not match")
-    return Bulk(data, checked, end.norm_sq)
+    if end.num_bytes != sum(expected) or list(end.digests) != digests:
+        raise Malformed("the length or a digest does not match")
+    if len(end.norms_sq) != (len(pieces) if has_norms else 0):
+        raise Malformed("the norms are not in order")
+    norms_sq = tuple(end.norms_sq) if has_norms else (0.0,) * len(pieces)
+    return tuple(Bulk(*piece) for piece in zip(pieces, digests, norms_sq, strict=True))
 
 
 def digest_of(data: bytes | memoryview) -> bytes:

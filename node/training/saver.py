@@ -29,6 +29,8 @@ class Snapshot:
     counters: Mapping[str, int]
     lineage: tuple[str, ...]
     """Ids of the latest rounds behind this version, oldest first."""
+    base_hash: str
+    """Of the lineage."""
 
 
 class Saver:
@@ -82,7 +84,11 @@ class Saver:
                 adapters=snapshot.adapters,
                 cursor=snapshot.cursor.as_json(),
                 counters=snapshot.counters,
-                random={"data": self._data_digest, "lineage": " ".join(snapshot.lineage)},
+                random={
+                    "data": self._data_digest,
+                    "lineage": " ".join(snapshot.lineage),
+                    "base_hash": snapshot.base_hash,
+                },
             )
             size = await asyncio.to_thread(self._store.save, checkpoint)
             self._saved_at = time.monotonic()
