@@ -2,16 +2,26 @@
 
 import dataclasses
 
-from node.core.progress import leader, peer_ahead, replicas_of_one_state, tokens_towards_next, totals
-from node.core.types import Peer, PeerId, PeerState, Progress, Shard, SwarmView
+from node.core.progress import (
+    leader,
+    missing_stages,
+    peer_ahead,
+    peers_of_one_state,
+    tokens_towards_next,
+    totals,
+    with_partners,
+)
+from node.core.types import NO_SHARD, Peer, PeerId, PeerState, Progress, Shard, SwarmView
+
+WHOLE = Shard(0, 1)
 
 
-def progress(version=3, hash="aa", committed=1000, tokens=100, rate=10.0, at_s=50.0):
-    return Progress(0, version, hash, committed, tokens, rate, at_s)
+def progress(version=3, hash="aa", committed=1000, tokens=100, rate=10.0, at_s=50.0, hashes=()):
+    return Progress(version, hash, committed, tokens, rate, at_s, hashes)
 
 
-def peer(name, state=PeerState.TRAINING, loss=None, **changes):
-    return Peer(PeerId(name), name, (), Shard(0, 1), state, loss, 0, (progress(**changes),), 99.0)
+def peer(name, state=PeerState.TRAINING, loss=None, shard=WHOLE, **changes):
+    return Peer(PeerId(name), name, (), shard, state, loss, 0, progress(**changes), 99.0)
 
 
 def view(*peers, me="b"):
@@ -29,7 +39,35 @@ def test_the_leader_is_the_lowest_id_among_those_with_the_same_bits():
 
 def test_this_node_counts_itself_whatever_its_record_says():
     mine = progress(version=9)
-    assert [p.peer_id for p in replicas_of_one_state(view(peer("a"), peer("b", version=8)), mine)] == ["b"]
+    assert [p.peer_id for p in peers_of_one_state(view(peer("a"), peer("b", version=8)), mine)] == ["b"]
+
+
+def test_holders_of_other_stages_and_drivers_without_any_belong_to_one_state():
+    first = peer("a", shard=Shard(0, 1), hashes=((0, "a0"),))
+    both = peer("b", shard=Shard(0, 2), hashes=((0, "a0"), (1, "a1")))
+    driver = peer("c", shard=NO_SHARD)
+    spoilt = peer("d", shard=Shard(1, 2), hashes=((1, "ff"),))
+    swarm = view(first, both, driver, spoilt)
+
+    assert [p.peer_id for p in peers_of_one_state(swarm, both.progress)] == ["a", "b", "c"]
+    assert missing_stages((first, driver), 3) == (1, 2)
+    assert missing_stages((both,), 2) == ()
+
+
+def test_of_one_lineage_with_unequal_bits_one_side_is_followed():
+    one, other = peer("a", hashes=((0, "0a"),)), peer("b", hashes=((0, "f0"),))
+
+    assert peer_ahead(view(one, other, me="b"), other.progress) == one
+    assert peer_ahead(view(one, other, me="a"), one.progress) is None
+
+
+def test_partners_of_the_latest_round_count_as_far_as_this_node():
+    mine = progress(version=4, hash="bb", committed=1200, tokens=0, hashes=((0, "b0"), (1, "b1")))
+    partner = peer("a", shard=Shard(1, 3), hashes=((1, "a1"), (2, "a2")), tokens=70)
+    swarm = with_partners(view(partner, peer("b"), peer("c")), mine, {"a"}, stepped_at_s=60.0)
+
+    assert [p.peer_id for p in peers_of_one_state(swarm, mine)] == ["a", "b"]
+    assert swarm.peer("a").progress.tokens == 0
 
 
 def test_tokens_of_others_are_counted_on_by_their_rate_but_not_for_ever():

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from node.core.round_exchange import round_digest
 from node.core.round_messages import (
     Answer,
     Ask,
@@ -13,7 +12,8 @@ from node.core.round_messages import (
     Reason,
     Refusal,
     Share,
-    Standing,
+    Span,
+    SpanResult,
     Tell,
     Verdict,
     Vote,
@@ -32,6 +32,8 @@ from node.core.round_state import (
     Lost,
     PartIn,
     Phase,
+    Prepare,
+    PrepareDone,
     Publish,
     Received,
     Reduce,
@@ -40,7 +42,6 @@ from node.core.round_state import (
     RoundState,
     Saw,
     Scatter,
-    Seal,
     SealDone,
     Send,
     SpanIn,
@@ -50,20 +51,46 @@ from node.core.round_state import (
     Tick,
 )
 from node.core.round_step import step, wake_at_s
-from node.core.types import RoundStatus
+from node.core.types import RoundStatus, Shard, Standing
 
 ABC = frozenset("abc")
-BASE = Standing(4, "0b", 400)
-NEXT = Standing(5, "0c", 460)
+WHOLE = Shard(0, 1)
+BASE = Standing(4, "0b", 400, ((0, "b0"),))
+NEXT = Standing(5, "0c", 460, ((0, "c0"),))
 BUDGET_S, ANSWER_S = 10.0, 4.0
-CALL = Call("r", BASE, "q", BUDGET_S, "100/none/mean")
-SHARES = (Share("a", 10, 11, 0, 33), Share("b", 20, 21, 33, 67), Share("c", 30, 31, 67, 100))
-SPANS = {"a": "da", "b": "db", "c": "dc"}
-DIGEST = round_digest("r", SHARES, SPANS)
+CALL = Call("r", BASE, "q", BUDGET_S, "none/mean/1")
+
+
+def share(who, weight, tokens, start, stop):
+    return Share(who, weight, tokens, WHOLE, f"5{who}", (Span(0, start, stop),))
+
+
+SHARES = (share("a", 10, 11, 0, 33), share("b", 20, 21, 33, 67), share("c", 30, 31, 67, 100))
+RESULTS = tuple(SpanResult(0, who, f"d{who}") for who in "abc")
+
+
+def seen(*peers):
+    return {peer: WHOLE for group in peers for peer in group}
 
 
 def replica(me, standing=BASE, alive=ABC):
-    return RoundState(me, standing, settings="100/none/mean", num_values=100, base_round="q", alive=alive)
+    return RoundState(me, standing, "none/mean/1", 1, WHOLE, ((0, 100),), base_round="q", alive=seen(alive))
+
+
+def prepared(who, weight, tokens, round="r"):
+    return PrepareDone(round, weight, tokens, f"5{who}")
+
+
+def reduced(who):
+    return Reduced("r", (SpanResult(0, who, f"d{who}"),))
+
+
+def span_in(who):
+    return SpanIn("r", who, (SpanResult(0, who, f"d{who}"),))
+
+
+def vote(digest="db"):
+    return Vote("r", (RESULTS[0], replace(RESULTS[1], digest=digest), RESULTS[2]))
 
 
 def run(state, *events, now_s=0.0):
@@ -84,34 +111,40 @@ def sent(effects):
 
 
 def lead(members=ABC, alive=ABC):
-    return Lead("r", RoundPlan(0, members, alive, BUDGET_S, ANSWER_S))
+    return Lead("r", RoundPlan(members, seen(alive), BUDGET_S, ANSWER_S))
 
 
-def answer(who):
-    share = next(s for s in SHARES if s.peer_id == who)
-    return Received(who, Answer("r", share.weight, share.tokens, ABC))
+def answer(who, alive=ABC, **changes):
+    weight, tokens = next((s.weight, s.tokens) for s in SHARES if s.peer_id == who)
+    word = Answer("r", weight, tokens, WHOLE, f"5{who}", BASE.hashes, ((0, 100),), seen(alive))
+    return replace(word, **changes)
+
+
+def answers(who, **changes):
+    return Received(who, answer(who, **changes))
 
 
 def calling():
-    return run(replica("a"), lead(), SealDone("r", 10, 11))[0]
+    return run(replica("a"), lead(), prepared("a", 10, 11))[0]
 
 
 def leader_exchanging():
-    return run(calling(), answer("b"), answer("c"))[0]
+    return run(calling(), answers("b"), answers("c"), SealDone("r"))[0]
 
 
 def leader_voted():
-    events = (PartIn("r", "b"), PartIn("r", "c"), Reduced("r", "da"), SpanIn("r", "b", "db"), SpanIn("r", "c", "dc"))
+    events = (PartIn("r", "b"), PartIn("r", "c"), reduced("a"), span_in("b"), span_in("c"))
     return run(leader_exchanging(), *events)[0]
 
 
 def member_exchanging(me="b"):
     weight, tokens = next((s.weight, s.tokens) for s in SHARES if s.peer_id == me)
-    return run(replica(me), Received("a", CALL), SealDone("r", weight, tokens), Received("a", Open("r", SHARES)))[0]
+    opened = Received("a", Open("r", SHARES))
+    return run(replica(me), Received("a", CALL), prepared(me, weight, tokens), opened, SealDone("r"))[0]
 
 
 def member_voted():
-    events = (PartIn("r", "a"), PartIn("r", "c"), Reduced("r", "db"), SpanIn("r", "a", "da"), SpanIn("r", "c", "dc"))
+    events = (PartIn("r", "a"), PartIn("r", "c"), reduced("b"), span_in("a"), span_in("c"))
     return run(member_exchanging(), *events)[0]
 
 
@@ -119,8 +152,11 @@ def member_doubting(now_s=BUDGET_S + GRACE_S):
     return run(member_voted(), Tick(), now_s=now_s)[0]
 
 
-def commit(digest=DIGEST):
-    return Received("a", Verdict("r", committed=True, digest=digest, reason=""))
+def commit(results=RESULTS):
+    return Received("a", Verdict("r", committed=True, reason="", results=results))
+
+
+OTHER = (replace(RESULTS[0], digest="xx"), *RESULTS[1:])
 
 
 # --- calling and answering -------------------------------------------------------------------------------------
@@ -130,31 +166,31 @@ def test_leader_seals_and_calls_everybody_else():
     state, effects = run(replica("a"), lead())
 
     assert state.phase is Phase.CALLING
-    assert effects == (Seal("r"), Send("b", CALL), Send("c", CALL))
+    assert effects == (Prepare("r"), Send("b", CALL), Send("c", CALL))
 
 
 def test_member_seals_then_answers_with_what_it_weighs_and_whom_it_sees():
     state, effects = run(replica("b"), Received("a", CALL))
-    assert effects == (Seal("r"),)
+    assert effects == (Prepare("r"),)
 
-    state, effects = run(state, SealDone("r", 20, 21))
+    state, effects = run(state, prepared("b", 20, 21))
 
-    assert sent(effects) == [("a", Answer("r", 20, 21, ABC))]
+    assert sent(effects) == [("a", answer("b"))]
     assert state.phase is Phase.ANSWERED
 
 
 def test_leader_opens_as_soon_as_all_have_answered_with_spans_in_the_order_of_ids():
-    state, effects = run(calling(), answer("c"))
+    state, effects = run(calling(), answers("c"))
     assert effects == ()
 
-    state, effects = run(state, answer("b"))
+    state, effects = run(state, answers("b"))
 
     assert sent(effects) == [("b", Open("r", SHARES)), ("c", Open("r", SHARES))]
     assert of(effects, Scatter) == [Scatter("r", SHARES)]
 
 
 def test_leader_goes_on_at_once_without_a_member_that_refuses_the_connection():
-    state, effects = run(calling(), answer("b"), Lost("c", refused=True))
+    state, effects = run(calling(), answers("b"), Lost("c", refused=True))
 
     assert state.phase is Phase.EXCHANGING
     assert state.round.members == frozenset("ab")
@@ -162,7 +198,7 @@ def test_leader_goes_on_at_once_without_a_member_that_refuses_the_connection():
 
 
 def test_leader_waits_for_a_silent_member_until_the_answers_are_due_and_names_it():
-    state, effects = run(calling(), answer("b"), Tick(), now_s=ANSWER_S - 0.1)
+    state, effects = run(calling(), answers("b"), Tick(), now_s=ANSWER_S - 0.1)
     assert (state.phase, effects) == (Phase.CALLING, ())
     assert wake_at_s(state) == ANSWER_S
 
@@ -183,7 +219,7 @@ def test_leader_drops_when_half_of_the_living_do_not_answer():
 
 def test_one_of_two_goes_on_if_the_other_is_dead_and_not_if_it_only_stalls():
     two = frozenset("ab")
-    state, _ = run(replica("a", alive=two), lead(two, two), SealDone("r", 10, 11))
+    state, _ = run(replica("a", alive=two), lead(two, two), prepared("a", 10, 11))
 
     assert run(state, Lost("b", refused=True))[0].phase is Phase.EXCHANGING
     assert run(state, Tick(), now_s=ANSWER_S)[0].phase is Phase.IDLE
@@ -191,9 +227,9 @@ def test_one_of_two_goes_on_if_the_other_is_dead_and_not_if_it_only_stalls():
 
 def test_a_living_replica_that_only_a_member_sees_counts_in_the_quorum():
     seen_by_b = frozenset("abcd")
-    state, _ = run(replica("a"), lead(frozenset("ab"), frozenset("ab")), SealDone("r", 10, 11))
+    state, _ = run(replica("a"), lead(frozenset("ab"), frozenset("ab")), prepared("a", 10, 11))
 
-    state, effects = run(state, Received("b", Answer("r", 20, 21, seen_by_b)))
+    state, effects = run(state, answers("b", alive=seen_by_b))
 
     assert state.phase is Phase.IDLE
     assert "more than half" in of(effects, Ended)[0].reason
@@ -201,12 +237,15 @@ def test_a_living_replica_that_only_a_member_sees_counts_in_the_quorum():
 
 def test_alone_a_round_is_the_same_path_without_a_message():
     me = frozenset("a")
-    state, effects = run(replica("a", alive=me), lead(me, me), SealDone("r", 10, 11))
-    whole = (Share("a", 10, 11, 0, 100),)
-    assert effects == (Seal("r"), Scatter("r", whole), Reduce("r"))
+    state, effects = run(replica("a", alive=me), lead(me, me), prepared("a", 10, 11))
+    whole = (share("a", 10, 11, 0, 100),)
+    assert effects == (Prepare("r"), Scatter("r", whole))
 
-    state, effects = run(state, Reduced("r", "da"))
-    assert effects == (Publish("r"), Apply("r", whole))
+    state, effects = run(state, SealDone("r"))
+    assert effects == (Reduce("r"),)
+
+    state, effects = run(state, reduced("a"))
+    assert effects == (Publish("r"), Apply("r", whole, RESULTS[:1]))
 
     state, effects = run(state, Applied("r", NEXT))
     assert [(e.status, e.tokens) for e in of(effects, Ended)] == [(RoundStatus.ALONE, 11)]
@@ -214,9 +253,9 @@ def test_alone_a_round_is_the_same_path_without_a_message():
 
 
 def test_a_round_in_which_nobody_has_anything_is_dropped_and_costs_no_traffic():
-    state, effects = run(replica("a"), lead(frozenset("ab"), frozenset("ab")), SealDone("r", 0, 0))
+    state, effects = run(replica("a"), lead(frozenset("ab"), frozenset("ab")), prepared("a", 0, 0))
 
-    state, effects = run(state, Received("b", Answer("r", 0, 0, ABC - {"c"})))
+    state, effects = run(state, answers("b", alive=ABC - {"c"}, weight=0, tokens=0))
 
     assert state.phase is Phase.IDLE
     assert not of(effects, Scatter)
@@ -247,7 +286,7 @@ def test_member_that_is_behind_follows_and_answers_no_call_before_it_is_there():
     assert sent(effects) == [("a", Refusal("r2", Reason.SYNCING, BASE))]
 
     state, effects = run(state, Synced(NEXT, "r"), Received("a", replace(call, round="r3")))
-    assert of(effects, Seal) == [Seal("r3")]
+    assert of(effects, Prepare) == [Prepare("r3")]
 
 
 def test_equal_versions_with_other_bits_are_never_averaged():
@@ -260,18 +299,16 @@ def test_equal_versions_with_other_bits_are_never_averaged():
 
 
 def test_other_settings_are_refused_whatever_the_state():
-    _, effects = run(replica("b"), Received("a", replace(CALL, settings="100/bf16/mean")))
+    _, effects = run(replica("b"), Received("a", replace(CALL, settings="bf16/mean/1")))
 
     assert sent(effects) == [("a", Refusal("r", Reason.UNEQUAL_SETTINGS, BASE))]
 
 
 def test_of_two_leaders_the_lower_id_wins():
-    higher = run(replica("b"), Lead("other", lead().plan), SealDone("other", 20, 21))[0]
+    higher = run(replica("b"), Lead("other", lead().plan), prepared("b", 20, 21, "other"))[0]
     state, effects = run(higher, Received("a", CALL))
     assert state.round.leader == "a"
-    assert ("a", Verdict("other", committed=False, digest="", reason="another replica with a lower id calls")) in sent(
-        effects
-    )
+    assert ("a", Verdict("other", committed=False, reason="another peer with a lower id calls")) in sent(effects)
 
     state, effects = run(calling(), Received("b", replace(CALL, round="other")))
     assert state.round.id == "r"
@@ -279,7 +316,7 @@ def test_of_two_leaders_the_lower_id_wins():
 
 
 def test_a_called_member_tells_the_first_leader_that_it_goes_with_a_lower_one():
-    state, _ = run(replica("c"), Received("b", replace(CALL, round="other")), SealDone("other", 30, 31))
+    state, _ = run(replica("c"), Received("b", replace(CALL, round="other")), prepared("c", 30, 31, "other"))
 
     state, effects = run(state, Received("a", CALL))
 
@@ -299,20 +336,29 @@ def test_nobody_leads_or_answers_while_a_state_is_being_loaded():
     assert of(run(state, lead())[1], Ended)[0].status is RoundStatus.DROPPED
 
     state, effects = run(state, SyncFailed(), lead())
-    assert of(effects, Seal) == [Seal("r")]
+    assert of(effects, Prepare) == [Prepare("r")]
 
 
 def test_an_open_that_is_not_what_was_answered_is_refused_and_its_leader_blamed():
+    a, b, c = SHARES
+
+    def with_span(of, start, stop):
+        return replace(of, spans=(Span(0, start, stop),))
+
     for shares in (
-        SHARES[:1] + SHARES[2:],  # without me
-        (SHARES[0], replace(SHARES[1], weight=99), SHARES[2]),
-        (SHARES[1], SHARES[0], SHARES[2]),
-        (SHARES[0], replace(SHARES[1], start=40), SHARES[2]),
-        SHARES[:2],  # the last values belong to nobody
-        (SHARES[0], replace(SHARES[1], stop=20), replace(SHARES[2], start=20)),  # backwards
-        (replace(SHARES[1], start=0), SHARES[2]),  # without its leader
+        (a, c),  # without me
+        (a, replace(b, weight=99), c),
+        (a, replace(b, session="other"), c),
+        (b, a, c),
+        (a, with_span(b, 40, 67), c),
+        (a, b),  # the last values belong to nobody
+        (a, b, with_span(c, 67, 99)),
+        (a, with_span(b, 33, 20), with_span(c, 20, 100)),  # backwards
+        (with_span(b, 0, 67), c),  # without its leader
+        (a, b, replace(c, spans=())),  # a holder without a span
+        (a, b, replace(c, shard=Shard(0, 2), spans=(*c.spans, Span(1, 0, 5)))),  # a stage that the run has not
     ):
-        state, _ = run(replica("b"), Received("a", CALL), SealDone("r", 20, 21))
+        state, _ = run(replica("b"), Received("a", CALL), prepared("b", 20, 21))
         state, effects = run(state, Received("a", Open("r", shares)))
 
         assert state.phase is Phase.IDLE
@@ -324,35 +370,38 @@ def test_an_open_that_is_not_what_was_answered_is_refused_and_its_leader_blamed(
 
 
 def test_a_span_is_reduced_when_all_parts_are_there_even_if_one_came_before_the_opening():
-    state, _ = run(replica("b"), Received("a", CALL), SealDone("r", 20, 21), PartIn("r", "c"))
+    state, _ = run(replica("b"), Received("a", CALL), prepared("b", 20, 21), PartIn("r", "c"))
     state, effects = run(state, Received("a", Open("r", SHARES)))
     assert not of(effects, Reduce)
 
-    assert of(run(state, PartIn("r", "a"))[1], Reduce) == [Reduce("r")]
+    state, effects = run(state, PartIn("r", "a"))
+    assert not of(effects, Reduce), "its own sums are not sealed yet"
+
+    assert of(run(state, SealDone("r"))[1], Reduce) == [Reduce("r")]
 
 
 def test_member_votes_with_the_digest_of_everything_when_it_holds_all_spans():
     state, effects = run(
         member_exchanging(),
-        *(PartIn("r", "a"), PartIn("r", "c"), SpanIn("r", "c", "dc"), Reduced("r", "db"), SpanIn("r", "a", "da")),
+        *(PartIn("r", "a"), PartIn("r", "c"), span_in("c"), reduced("b"), span_in("a")),
     )
 
-    assert sent(effects) == [("a", Vote("r", DIGEST))]
+    assert sent(effects) == [("a", Vote("r", RESULTS))]
     assert state.phase is Phase.VOTED
 
 
 def test_all_equal_votes_commit_and_everybody_hears_it():
-    state, effects = run(leader_voted(), Received("b", Vote("r", DIGEST)))
+    state, effects = run(leader_voted(), Received("b", vote()))
     assert effects == ()
 
-    state, effects = run(state, Received("c", Vote("r", DIGEST)))
+    state, effects = run(state, Received("c", vote()))
 
-    verdict = Verdict("r", committed=True, digest=DIGEST, reason="")
-    assert effects == (Send("b", verdict), Send("c", verdict), Apply("r", SHARES))
+    verdict = Verdict("r", committed=True, reason="", results=RESULTS)
+    assert effects == (Send("b", verdict), Send("c", verdict), Apply("r", SHARES, RESULTS))
 
 
 def test_votes_that_differ_drop_the_round():
-    state, effects = run(leader_voted(), Received("b", Vote("r", "other")))
+    state, effects = run(leader_voted(), Received("b", vote("other")))
 
     assert of(effects, Ended)[0].status is RoundStatus.DROPPED
     assert not of(effects, Apply)
@@ -360,7 +409,7 @@ def test_votes_that_differ_drop_the_round():
 
 
 def test_leader_drops_when_the_votes_are_not_there_by_the_deadline():
-    state, effects = run(leader_voted(), Received("b", Vote("r", DIGEST)), Tick(), now_s=BUDGET_S)
+    state, effects = run(leader_voted(), Received("b", vote()), Tick(), now_s=BUDGET_S)
 
     assert of(effects, Ended)[0].culprits == {"c"}
     assert state.phase is Phase.IDLE
@@ -377,35 +426,35 @@ def test_a_broken_stream_drops_the_round_for_everybody():
 
 def test_a_stranger_and_a_member_cannot_speak_for_the_leader():
     for sender in ("c", "x"):
-        drop = Received(sender, Verdict("r", committed=False, digest="", reason="no"))
+        drop = Received(sender, Verdict("r", committed=False, reason="no"))
         opened = Received(sender, Open("r", SHARES))
 
         assert run(member_voted(), drop)[0].phase is Phase.VOTED
-        assert run(replica("b"), Received("a", CALL), SealDone("r", 20, 21), opened)[0].phase is Phase.ANSWERED
+        assert run(replica("b"), Received("a", CALL), prepared("b", 20, 21), opened)[0].phase is Phase.ANSWERED
 
-    assert run(leader_voted(), Received("x", Vote("r", DIGEST)), Received("x", Fail("r", None, "")))[1] == ()
+    assert run(leader_voted(), Received("x", vote()), Received("x", Fail("r", None, "")))[1] == ()
 
 
 def test_a_commit_of_other_bytes_is_not_mine():
-    state, effects = run(member_voted(), commit("other"))
+    state, effects = run(member_voted(), commit(OTHER))
 
     assert state.phase is Phase.VOTED
     assert effects == ()
 
 
 def test_a_leader_takes_nobodys_word_for_its_own_round():
-    state, effects = run(leader_voted(), Received("b", Tell("r", Knowledge.COMMITTED, DIGEST)))
+    state, effects = run(leader_voted(), Received("b", Tell("r", Knowledge.COMMITTED, RESULTS)))
 
     assert (state.phase, effects) == (Phase.VOTED, ())
 
 
 def test_repeated_messages_change_nothing():
-    once = run(leader_voted(), Received("b", Vote("r", DIGEST)))
-    twice = run(leader_voted(), Received("b", Vote("r", DIGEST)), Received("b", Vote("r", DIGEST)))
+    once = run(leader_voted(), Received("b", vote()))
+    twice = run(leader_voted(), Received("b", vote()), Received("b", vote()))
     assert once == twice
 
     committed = run(member_voted(), commit())[0]
-    for late in (Received("a", CALL), Received("a", Open("r", SHARES)), commit(), SpanIn("r", "a", "da")):
+    for late in (Received("a", CALL), Received("a", Open("r", SHARES)), commit(), span_in("a")):
         assert run(committed, late) == (committed, ())
 
 
@@ -432,23 +481,23 @@ def test_after_its_vote_a_member_asks_the_others_instead():
 def test_whoever_saw_the_commit_hands_it_over():
     witness = run(member_voted(), commit())[0]
     _, effects = run(witness, Received("c", Ask("r")))
-    assert sent(effects) == [("c", Tell("r", Knowledge.COMMITTED, DIGEST))]
+    assert sent(effects) == [("c", Tell("r", Knowledge.COMMITTED, RESULTS))]
 
-    state, effects = run(member_doubting(), Received("c", Tell("r", Knowledge.COMMITTED, DIGEST)))
-    assert of(effects, Apply) == [Apply("r", SHARES)]
+    state, effects = run(member_doubting(), Received("c", Tell("r", Knowledge.COMMITTED, RESULTS)))
+    assert of(effects, Apply) == [Apply("r", SHARES, RESULTS)]
 
 
 def test_a_member_that_waits_too_is_told_as_soon_as_it_is_known():
     state, effects = run(member_voted(), Received("c", Ask("r")))
-    assert sent(effects) == [("c", Tell("r", Knowledge.PENDING, ""))]
+    assert sent(effects) == [("c", Tell("r", Knowledge.PENDING))]
 
     _, effects = run(state, commit())
 
-    assert ("c", Tell("r", Knowledge.COMMITTED, DIGEST)) in sent(effects)
+    assert ("c", Tell("r", Knowledge.COMMITTED, RESULTS)) in sent(effects)
 
 
 def test_one_that_never_voted_proves_that_the_round_was_dropped():
-    state, effects = run(member_doubting(), Received("c", Tell("r", Knowledge.DROPPED, "")))
+    state, effects = run(member_doubting(), Received("c", Tell("r", Knowledge.DROPPED)))
 
     assert state.phase is Phase.IDLE
     assert not of(effects, Ended)[0].is_in_doubt
@@ -456,13 +505,13 @@ def test_one_that_never_voted_proves_that_the_round_was_dropped():
 
 def test_when_nobody_knows_the_doubt_ends_soon_and_says_that_it_is_one():
     at_s = BUDGET_S + GRACE_S
-    state, _ = run(member_doubting(at_s), Lost("a"), Received("c", Tell("r", Knowledge.PENDING, "")), now_s=at_s)
+    state, _ = run(member_doubting(at_s), Lost("a"), Received("c", Tell("r", Knowledge.PENDING)), now_s=at_s)
     assert wake_at_s(state) == at_s + SETTLE_S
 
     state, effects = run(state, Tick(), now_s=at_s + SETTLE_S)
 
     assert of(effects, Ended)[0].is_in_doubt
-    assert run(state, Received("c", Ask("r")))[1] == (Send("c", Tell("r", Knowledge.GAVE_UP, "")),)
+    assert run(state, Received("c", Ask("r")))[1] == (Send("c", Tell("r", Knowledge.GAVE_UP)),)
 
 
 def given_up():
@@ -470,12 +519,12 @@ def given_up():
 
 
 def test_a_commit_that_comes_to_light_late_is_honoured_until_the_next_round_opens():
-    assert of(run(given_up(), commit())[1], Apply) == [Apply("r", SHARES)]
-    assert run(given_up(), commit("other"))[1] == ()
+    assert of(run(given_up(), commit())[1], Apply) == [Apply("r", SHARES, RESULTS)]
+    assert run(given_up(), commit(OTHER))[1] == ()
 
     later = replace(CALL, round="r2")
     opened = Received("a", Open("r2", SHARES))
-    state, _ = run(given_up(), Received("a", later), SealDone("r2", 20, 21), opened)
+    state, _ = run(given_up(), Received("a", later), prepared("b", 20, 21, "r2"), opened)
     assert run(state, commit()) == (state, ())
 
 
@@ -489,10 +538,10 @@ def test_a_call_that_was_built_upon_the_round_proves_that_it_was_committed():
     call = replace(CALL, round="r2", standing=NEXT, base_round="r")
     for state in (member_voted(), member_doubting(), given_up()):
         state, effects = run(state, Received("a", call))
-        assert of(effects, Apply) == [Apply("r", SHARES)]
+        assert of(effects, Apply) == [Apply("r", SHARES, RESULTS)]
 
         state, effects = run(state, Applied("r", NEXT))
-        assert of(effects, Seal) == [Seal("r2")], "the call was held until this replica was there"
+        assert of(effects, Prepare) == [Prepare("r2")], "the call was held until this replica was there"
 
 
 # --- stepping --------------------------------------------------------------------------------------------------
@@ -507,7 +556,7 @@ def test_a_call_for_the_next_version_waits_until_this_replica_has_stepped():
 
     _, effects = run(state, Applied("r", NEXT))
     assert [(e.status, e.tokens) for e in of(effects, Ended)] == [(RoundStatus.COMMITTED, 63)]
-    assert of(effects, Seal) == [Seal("r2")]
+    assert of(effects, Prepare) == [Prepare("r2")]
 
 
 def test_one_that_cannot_step_fetches_the_state_that_it_should_have_reached():
@@ -521,9 +570,9 @@ def test_one_that_cannot_step_fetches_the_state_that_it_should_have_reached():
 
 
 def test_whom_a_member_sees_goes_into_its_answer():
-    _, effects = run(replica("b"), Saw(frozenset("abx")), Received("a", CALL), SealDone("r", 20, 21))
+    _, effects = run(replica("b"), Saw(seen("ax")), Received("a", CALL), prepared("b", 20, 21))
 
-    assert sent(effects)[0][1].alive == frozenset("abx")
+    assert sent(effects)[0][1].alive == seen("abx")
 
 
 def test_a_resting_replica_needs_no_clock():
