@@ -8,37 +8,32 @@ run, and weights come from safetensors or GGUF files only.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from node.core.errors import UnsupportedModel, WeightsMissing
+from node.model.facts import is_hex, manifest_of, remembered
 from node.model.families import read_config
 from node.model.gguf_folder import convert_gguf
+from node.model.hub import cached_model, download_model
 from node.model.weights import tensor_digests, weight_files
+from node.trust.manifest import digest_of
 
-__all__ = ["digest_of", "load_tokenizer", "maths_of", "model_digest", "resolve_base_model", "tensor_digests"]
+__all__ = [
+    "digest_of",
+    "load_tokenizer",
+    "local_base_model",
+    "maths_of",
+    "model_digest",
+    "resolve_base_model",
+    "tensor_digests",
+]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-
-_WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "merges.txt", "vocab.txt", "*.model"]
-"""The only files that are taken from the hub."""
 
 _MATHS = frozenset(
     {
@@ -91,22 +86,40 @@ def resolve_base_model(name: str, *, cache: Path, revision: str | None = None) -
         WeightsMissing: There is no such model, or it is incomplete.
         UnsupportedModel: The family is not supported, or the weights are in a format that is not read.
     """
+    folder = local_base_model(name, cache=cache, revision=revision)
+    if folder is None:
+        path = Path(name).expanduser()
+        if not is_hub_name(name):
+            raise WeightsMissing(f"There is no model at {path}.", hint="Check the path in `base_model`.")
+        folder = download_model(name, revision)
+    read_config(folder)
+    weight_files(folder)
+    return folder
+
+
+def local_base_model(name: str, *, cache: Path, revision: str | None = None) -> Path | None:
+    """Return the folder of the base model `name` if it is on this machine; never touches the network.
+
+    A folder is returned as it is, be it complete or not; a hub model only if all of it is cached.
+
+    Raises:
+        UnsupportedModel: `name` is a file of another kind than GGUF, or cannot be read.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
-        folder = path
-    elif path.is_file():
+        return path
+    if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise UnsupportedModel(
                 f"{path} is a file, but not a .gguf file.", hint="Give a model's folder, a .gguf file, or a hub name."
             )
-        folder = _converted(path, cache)
-    elif path.suffix.lower() == ".gguf" or not _HUB_NAME.fullmatch(name):
-        raise WeightsMissing(f"There is no model at {path}.", hint="Check the path in `base_model`.")
-    else:
-        folder = _from_hub(name, revision)
-    read_config(folder)
-    weight_files(folder)
-    return folder
+        return _converted(path, cache)
+    return cached_model(name, revision) if is_hub_name(name) else None
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `name` can be that of a model on the hub."""
+    return _HUB_NAME.fullmatch(name) is not None and not name.lower().endswith(".gguf")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -137,14 +150,7 @@ def model_digest(folder: Path, *, cache: Path) -> str:
         WeightsMissing: The model is incomplete.
         UnsupportedModel: Its family is not supported.
     """
-    files = sorted({folder / "config.json", *weight_files(folder).values()})
-    return _remembered(cache, files, "model", lambda: digest_of(maths_of(read_config(folder)), tensor_digests(folder)))
-
-
-def digest_of(maths: dict[str, Any], tensors: dict[str, str]) -> str:
-    """Return the model's digest from the digests of its tensors (see `tensor_digests`)."""
-    canonical = json.dumps({"config": maths, "tensors": tensors}, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(canonical.encode(), digest_size=32).hexdigest()
+    return manifest_of(folder, cache=cache).model_digest(maths_of(read_config(folder)))
 
 
 def maths_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +161,7 @@ def maths_of(config: dict[str, Any]) -> dict[str, Any]:
 def _converted(gguf: Path, cache: Path) -> Path:
     """Return the folder with the converted GGUF file, converting it if this was not done before."""
     cache.mkdir(parents=True, exist_ok=True)
-    folder = cache / _remembered(cache, [gguf], "sha256", lambda: _sha256(gguf))
+    folder = cache / remembered(cache, [gguf], "sha256", lambda: _sha256(gguf), is_hex)
     if not (folder / "config.json").is_file():
         # Two nodes of one machine may start together: one converts, the other waits for it.
         with FileLock(folder.with_suffix(".lock")):
@@ -164,53 +170,9 @@ def _converted(gguf: Path, cache: Path) -> Path:
     return folder
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
-    try:
-        # What is cached must not touch the network, so the cache is tried first, and tried for completeness.
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED, local_files_only=True))
-        weight_files(folder)
-        return folder
-    except (LocalEntryNotFoundError, WeightsMissing, HFValidationError):
-        pass
-    where = f"{name} (revision {revision})" if revision else name
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED))
-    except (GatedRepoError, RepositoryNotFoundError) as error:
-        raise WeightsMissing(
-            f"The hub does not give out {where}: {type(error).__name__}.",
-            hint="Check the name; if the model asks you to accept its terms, do so and run `hf auth login`.",
-        ) from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        raise WeightsMissing(
-            f"{where} is neither a local path nor in the hub's cache, and the hub cannot be reached.",
-            hint="Check the network (and HF_HUB_OFFLINE), or give a local folder or a .gguf file as `base_model`.",
-        ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise WeightsMissing(f"Cannot download {where}: {error}", hint="Check the name and the network.") from error
-
-
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _remembered(cache: Path, files: list[Path], kind: str, compute: Callable[[], str]) -> str:
-    """Return `compute()`, or what it returned when these files were last seen with these sizes and times."""
-    stats = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
-    key = hashlib.sha256(json.dumps([kind, stats]).encode()).hexdigest()
-    memo = cache / "digests" / key
-    try:
-        known = memo.read_text(encoding="ascii")
-        if re.fullmatch(r"[0-9a-f]{64}", known):
-            return known
-    except (OSError, ValueError):
-        pass
-    value = compute()
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False, encoding="ascii") as file:
-        file.write(value)
-    os.replace(file.name, memo)
-    return value

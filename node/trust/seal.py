@@ -28,6 +28,9 @@ class ModelIdentity(BaseModel):
     """Hex digest over the configuration and every tensor."""
     config: dict[str, Any] = Field(max_length=300)
     """The parts of the model's configuration that the digest covers, to name what differs."""
+    manifest: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    """Hex digest of the manifest (`trust/manifest.py`), by which peers take the model from each other; empty if the
+    run was founded by a version that had none."""
 
 
 class RunSeal(BaseModel):
