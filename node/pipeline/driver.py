@@ -183,7 +183,8 @@ class Driver:
                     self._moving.add(task)
                     task.add_done_callback(self._ended)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._change(), _LOOK_AGAIN_S)
+                    async with asyncio.timeout(_LOOK_AGAIN_S):  # `wait_for` may swallow a cancellation
+                        await self._change()
         finally:
             tasks = (*self._moving, *self._resetting)
             for task in tasks:
