@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from node.averaging.round import Averager
-from node.averaging.strategy import AveragerSettings
+from node.averaging.strategy import AveragerSettings, Prepared, SealedStages
 from node.core.errors import NoPeerReachable
 from node.core.events import EventBus, RoundFinished
-from node.core.round_messages import Standing
+from node.core.types import START_HASH, Shard, Standing
 from node.network.processes import start_p2p
 from node.network.rounds import RoundTransport
 from node.training.adapter import SealedGradient
@@ -35,35 +35,34 @@ class CountingStrategy:
         self.counts = torch.zeros(num_values)
         self.gradient = torch.zeros(num_values)
         self.tokens = 0
-        self.standing = Standing(0, self.digest(), 0)
+        self.shard, self.session, self.sizes = Shard(0, 1), "5e", {0: num_values}
+        self.standing = Standing(0, START_HASH, 0, self.hashes())
         self.norms = []
 
-    def digest(self):
-        return hashlib.sha256(self.counts.numpy().tobytes()).hexdigest()
+    def hashes(self):
+        return ((0, hashlib.sha256(self.counts.numpy().tobytes()).hexdigest()[:16]),)
 
     def train(self, batches):
         for batch in batches:
             self.gradient[coordinate(batch) % len(self.gradient)] += 1.0
             self.tokens += 1
 
-    async def seal(self):
-        sealed = SealedGradient(
-            self.standing.version, self.standing.base_hash, self.gradient, weight=self.tokens, tokens=self.tokens
-        )
-        self.gradient, self.tokens = torch.zeros_like(self.gradient), 0
-        return sealed
+    async def prepare(self):
+        gradient, tokens = self.gradient, self.tokens
+        self.gradient, self.tokens = torch.zeros_like(gradient), 0
+        sealed = SealedGradient(self.standing.version, "", gradient, weight=tokens, tokens=tokens)
+        return Prepared(tokens, tokens, sealed=SealedStages({0: sealed}, tokens, tokens))
 
     async def apply(self, mean):
-        self.counts += torch.round(mean.values * mean.tokens)
+        self.counts += torch.round(mean.by_stage[0] * mean.tokens)
         self.norms.append(mean.norm_sq)
         old = self.standing
-        self.standing = Standing(old.version + 1, self.digest(), old.committed_tokens + mean.tokens)
+        tokens = old.committed_tokens + mean.tokens
+        self.standing = Standing(old.version + 1, mean.base_hash, tokens, self.hashes())
         return self.standing
 
-    async def adopt(self, state):
-        self.counts, version, tokens = state
-        self.standing = Standing(version, self.digest(), tokens)
-        return self.standing
+    def ended(self, shares, *, committed):
+        pass
 
 
 class Trap:
@@ -84,8 +83,8 @@ async def serve(pipe, home, codec, num_values):
     identity = Identity.load_or_create(Path(home) / "identity.key")
     running = await start_p2p(Path(home), identity_path=identity.path, listen=["/ip4/127.0.0.1/tcp/0"])
     strategy, trap, events = CountingStrategy(num_values), Trap(), EventBus()
-    transport = RoundTransport(running.p2p, fingerprint="ab" * 32, stage=0)
-    settings = AveragerSettings(stage=0, num_values=num_values, codec=codec)
+    transport = RoundTransport(running.p2p, fingerprint="ab" * 32)
+    settings = AveragerSettings(num_stages=1, codec=codec)
     averager = Averager(strategy, transport, settings, me=running.peer_id, events=events, hook=trap)
     ended = []
     events.subscribe(
@@ -109,10 +108,10 @@ async def serve(pipe, home, codec, num_values):
             case "trap":
                 trap.point, trap.left, trap.delay_s, trap.signal = arguments
             case "saw":
-                averager.saw(arguments[0])
+                averager.saw(dict.fromkeys(arguments[0], strategy.shard))
             case "lead":
                 members, alive, budget_s = arguments
-                averager.lead(members, alive, budget_s=budget_s)
+                averager.lead(members, dict.fromkeys(alive, strategy.shard), budget_s=budget_s)
             case "ended":  # wait until `count` rounds have ended here
                 count, until = arguments
                 while len(ended) < count and time.time() < until:

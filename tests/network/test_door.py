@@ -13,7 +13,7 @@ from node.core.errors import ConfigError, NoPeerReachable, PeerBusy, PeerError, 
 from node.core.types import PeerState
 from node.enlist import _check_clock
 from node.network import door as door_module
-from node.network.door import Door, fetch_state, say_hello
+from node.network.door import Door, StageState, fetch_state, say_hello
 from node.network.processes import start_p2p
 from node.trust.identity import Identity
 from node.trust.seal import ModelIdentity, RunSeal, SealedRun, seal_run
@@ -34,7 +34,7 @@ class Source:
     async def export_state(self, stage):
         if self.is_busy or stage != 0:
             raise PeerBusy("I am syncing", peer_id="x", retry_after_s=1)
-        return STATE, ("r1", "r2")
+        return StageState(STATE, ("r1", "r2"), 7, "0b")
 
 
 class Cheat(ServicerBase):
@@ -46,13 +46,17 @@ class Cheat(ServicerBase):
     async def rpc_state(
         self, request: swarm_pb2.StateRequest, context: P2PContext
     ) -> AsyncIterator[swarm_pb2.StateChunk]:
+        if self.mode == "strange lineage":
+            header = swarm_pb2.StateHeader(lineage=["r"], version=1, base_hash="not hex")
+            yield swarm_pb2.StateChunk(header=header)
         yield swarm_pb2.StateChunk(part=STATE[:1000])
         if self.mode == "cut off":
             return
         if self.mode == "too much":
             for _ in range(10):
                 yield swarm_pb2.StateChunk(part=STATE)
-        digest = hashlib.sha256(b"something else").digest()
+        is_right = self.mode in ("strange lineage", "no header")
+        digest = hashlib.sha256(STATE[:1000] if is_right else b"something else").digest()
         yield swarm_pb2.StateChunk(end=swarm_pb2.StateEnd(num_bytes=1000, sha256=digest))
 
 
@@ -88,8 +92,7 @@ async def test_a_newcomer_is_told_the_signed_run_and_gets_the_state_whole(pair):
 
     assert welcomed.run.seal == source.sealed_run.seal
     assert abs(welcomed.clock_ahead_s) < 5
-    assert fetched.data == STATE
-    assert fetched.lineage == ("r1", "r2")
+    assert fetched == StageState(STATE, ("r1", "r2"), 7, "0b")
 
 
 async def test_whoever_is_not_ready_or_trains_something_else_says_so(pair):
@@ -111,6 +114,8 @@ async def test_whoever_is_not_ready_or_trains_something_else_says_so(pair):
         ("cut off", PeerError, "stopped in the middle"),
         ("too much", ProtocolViolation, "more than"),
         ("wrong digest", ProtocolViolation, "digest does not match"),
+        ("strange lineage", ProtocolViolation, "impossible lineage"),
+        ("no header", ProtocolViolation, "impossible lineage"),
     ],
 )
 async def test_a_state_that_is_cut_off_oversized_or_altered_is_refused(pair, mode, error, text):

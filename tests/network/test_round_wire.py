@@ -20,37 +20,55 @@ from node.core.round_messages import (
     Reason,
     Refusal,
     Share,
-    Standing,
+    Span,
+    SpanResult,
     Tell,
     Verdict,
     Vote,
 )
+from node.core.types import NO_SHARD, Shard, Standing
 from node.network.compression import decode, encode, num_bytes
 from node.network.processes import start_p2p
-from node.network.round_words import Malformed, from_wire, to_wire
-from node.network.rounds import Bulk, PeerLost, RoundTransport, digest_of
+from node.network.round_words import MAX_SPANS, Malformed, from_wire, result_text, to_wire
+from node.network.rounds import Bulk, Parts, PeerLost, RoundTransport, digest_of
 from node.trust.identity import Identity
 from node.v1 import round_pb2
 
 PEERS = ["QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N", "QmcgpsyWgH8Y8ajJz1Cu72KnS5uo2Aa2LpzU7kinSupNKC"]
-STANDING = Standing(7, "0f", 1234)
+STANDING = Standing(7, "0f", 1234, ((1, "0a"), (2, "0b")))
+SHARD = Shard(1, 3)
+RESULTS = (SpanResult(1, PEERS[0], result_text("ab" * 32, 0.1)), SpanResult(2, PEERS[0], result_text("cd" * 32, 1e-9)))
+ANSWER = Answer(
+    "r.1",
+    5,
+    9,
+    SHARD,
+    "5e",
+    STANDING.hashes,
+    ((1, 50), (2, 70)),
+    {PEERS[0]: SHARD, PEERS[1]: NO_SHARD},
+    frozenset({(PEERS[1], "5f")}),
+)
+SPANS = (Span(1, 0, 50), Span(2, 0, 70))
 WORDS = [
-    Call("r.1", STANDING, "r.0", 2.5, "100/none/mean"),
-    Answer("r.1", 5, 9, frozenset(PEERS)),
+    Call("r.1", STANDING, "r.0", 2.5, "none/mean/3"),
+    ANSWER,
     Refusal("r.1", Reason.BEHIND, STANDING),
-    Open("r.1", (Share(PEERS[0], 5, 9, 0, 50), Share(PEERS[1], 0, 0, 50, 100))),
+    Open("r.1", (Share(PEERS[0], 5, 9, SHARD, "5e", SPANS), Share(PEERS[1], 0, 0, NO_SHARD, "", ()))),
     Fail("r.1", PEERS[0], "why"),
     Fail("r.1", None, ""),
-    Vote("r.1", "ab" * 32),
-    Verdict("r.1", committed=True, digest="ab" * 32, reason=""),
+    Vote("r.1", RESULTS),
+    Verdict("r.1", committed=True, reason="", results=RESULTS),
+    Verdict("r.1", committed=False, reason="no"),
     Ask("r.1"),
-    Tell("r.1", Knowledge.GAVE_UP, ""),
+    Tell("r.1", Knowledge.COMMITTED, RESULTS),
+    Tell("r.1", Knowledge.GAVE_UP),
 ]
 
 
 @pytest.mark.parametrize("word", WORDS, ids=lambda word: type(word).__name__)
 def test_words_come_back_as_they_went(word):
-    wire = to_wire(word, fingerprint="f", stage=0)
+    wire = to_wire(word, fingerprint="f")
 
     assert from_wire(round_pb2.RoundMessage.FromString(wire.SerializeToString())) == word
 
@@ -67,7 +85,7 @@ def test_garbage_is_malformed_or_a_word_and_nothing_else(data):
 
 
 def spoil(word, **changes):
-    wire = to_wire(word, fingerprint="f", stage=0)
+    wire = to_wire(word, fingerprint="f")
     for path, value in changes.items():
         *parents, name = path.split("__")
         target = wire
@@ -75,6 +93,26 @@ def spoil(word, **changes):
             target = getattr(target, parent)
         setattr(target, name, value)
     return wire
+
+
+def with_stage(**changes):
+    wire = to_wire(ANSWER, fingerprint="f")
+    for name, value in changes.items():
+        setattr(wire.answer.stages[0], name, value)
+    return wire
+
+
+def answered(**fields):
+    return round_pb2.RoundMessage(round="r.1", answer=round_pb2.RoundAnswer(**fields))
+
+
+def voted(**fields):
+    return round_pb2.RoundMessage(round="r.1", vote=round_pb2.RoundVote(results=[round_pb2.RoundResult(**fields)]))
+
+
+A_RESULT = round_pb2.RoundResult(stage=1, owner=PEERS[0], digest=RESULTS[0].digest)
+MANY_SPANS = round_pb2.RoundShare(peer_id=PEERS[0], spans=[round_pb2.RoundSpan()] * (MAX_SPANS // 2 + 1))
+UNUSABLE_RESULTS = ["", "../../x", "ab" * 32, "ab" * 32 + ":nan", "ab" * 32 + ":1e999", "ab" * 32 + ":-1.0"]
 
 
 @pytest.mark.parametrize(
@@ -90,11 +128,22 @@ def spoil(word, **changes):
         spoil(WORDS[0], call__standing__version=2**63),
         spoil(WORDS[1], answer__weight=2**63),
         spoil(WORDS[2], refusal__reason=99),
-        spoil(WORDS[6], vote__digest="../../x"),
-        spoil(WORDS[9], tell__knowledge=0),
+        spoil(WORDS[11], tell__knowledge=0),
+        spoil(ANSWER, answer__session="not hex"),
+        spoil(ANSWER, answer__shard__first_stage=4),
+        spoil(ANSWER, answer__shard__stop_stage=65),
+        with_stage(stage=64),
+        with_stage(num_values=2**63),
+        with_stage(hash="0" * 17),
         round_pb2.RoundMessage(round="r.1"),
-        round_pb2.RoundMessage(round="r.1", answer=round_pb2.RoundAnswer(alive=["nobody"])),
-        round_pb2.RoundMessage(round="r.1", answer=round_pb2.RoundAnswer(alive=PEERS * 200)),
+        answered(alive=[round_pb2.RoundSeen(peer_id="nobody")]),
+        answered(alive=[round_pb2.RoundSeen(peer_id=PEERS[0])] * 257),
+        answered(doubts=[round_pb2.RoundDoubt(peer_id=PEERS[0], session="x")]),
+        voted(stage=64, owner=PEERS[0], digest=RESULTS[0].digest),
+        voted(stage=1, owner="nobody", digest=RESULTS[0].digest),
+        *(voted(stage=1, owner=PEERS[0], digest=text) for text in UNUSABLE_RESULTS),
+        round_pb2.RoundMessage(round="r.1", vote=round_pb2.RoundVote(results=[A_RESULT] * (MAX_SPANS + 1))),
+        round_pb2.RoundMessage(round="r.1", open=round_pb2.RoundOpen(shares=[MANY_SPANS] * 2)),
     ],
 )
 def test_values_out_of_bounds_are_malformed(wire):
@@ -128,16 +177,19 @@ class Reducer:
     def received(self, sender, message):
         self.words.append((sender, message))
 
-    async def expect_part(self, round, sender):
+    async def expect_parts(self, round, sender):
         if round != "r.1":
             raise PeerLost("I am not in that round")
-        return 600_000
+        return (600_000, 1_000)
 
-    async def take_part(self, round, sender, part):
-        self.parts.append((sender, bytes(part.data)))
-        data = bytes(part.data)[::-1]
-        digest = bytes(32) if self.lies == "digest" else digest_of(data)
-        return Bulk(data[:-1] if self.lies == "length" else data, digest, 2.5)
+    async def take_parts(self, round, sender, parts):
+        self.parts.append((sender, parts.weights, [bytes(part) for part in parts.parts]))
+        results = []
+        for number, part in enumerate(parts.parts):
+            data = bytes(part)[::-1]
+            digest = bytes(32) if self.lies == "digest" and number else digest_of(data)
+            results.append(Bulk(data[:-1] if self.lies == "length" and number else data, digest, 2.5 + number))
+        return tuple(results[:-1] if self.lies == "number" else results)
 
 
 @pytest.mark.swarm
@@ -148,23 +200,22 @@ async def test_bulk_goes_there_and_back_and_every_irregularity_is_a_lost_peer(tm
             identity = Identity.load_or_create(tmp_path / name / "identity.key")
             running = await start_p2p(tmp_path / name, identity_path=identity.path, listen=["/ip4/127.0.0.1/tcp/0"])
             stack.push_async_callback(running.close)
-            transport, reducer = RoundTransport(running.p2p, fingerprint="ab" * 32, stage=0), Reducer()
-            await transport.open(reducer)
+            transport, reducer = RoundTransport(running.p2p, fingerprint="ab" * 32), Reducer()
+            await transport.open(reducer.received, reducer)
             ends.append((running, transport, reducer))
         (here, mine, _), (there, _, reducer) = ends
         await here.connect((await there.addresses())[0])
-        part = bytes(range(256)) * 2343 + bytes(192)
+        part, other = bytes(range(256)) * 2343 + bytes(192), bytes(range(250)) * 4
 
-        async def exchange(round="r.1", data=part, result_bytes=600_000, timeout_s=10.0):
-            return await mine.exchange(
-                there.peer_id, round, memoryview(data), result_bytes=result_bytes, timeout_s=timeout_s
-            )
+        async def exchange(round="r.1", data=(part, other), weights=(7, 8), result_bytes=(600_000, 1_000)):
+            parts = Parts(weights, tuple(memoryview(item) for item in data))
+            return await mine.exchange(there.peer_id, round, parts, result_bytes=result_bytes, timeout_s=3.0)
 
-        result = await exchange()
-        assert bytes(result.data) == part[::-1]
-        assert result.digest == digest_of(part[::-1])
-        assert result.norm_sq == 2.5
-        assert reducer.parts == [(here.peer_id, part)]
+        results = await exchange()
+        assert [bytes(result.data) for result in results] == [part[::-1], other[::-1]]
+        assert [result.digest for result in results] == [digest_of(part[::-1]), digest_of(other[::-1])]
+        assert [result.norm_sq for result in results] == [2.5, 3.5]
+        assert reducer.parts == [(here.peer_id, (7, 8), [part, other])]
 
         await mine.send(there.peer_id, WORDS[0])
         assert reducer.words == [(here.peer_id, WORDS[0])]
@@ -172,17 +223,22 @@ async def test_bulk_goes_there_and_back_and_every_irregularity_is_a_lost_peer(tm
 
         for attempt in (
             exchange(round="r.2"),  # not open there
-            exchange(data=part[:-1]),
-            exchange(data=part + b"x"),
-            exchange(result_bytes=599_999),
+            exchange(data=(part, other[:-1])),
+            exchange(data=(part + b"x", other[:-1])),  # the sum of the lengths is right
+            exchange(data=(part,)),
+            exchange(weights=(7,)),
+            exchange(weights=(7, 2**62)),
+            exchange(result_bytes=(600_000, 999)),
+            exchange(result_bytes=(599_999, 1_001)),  # likewise
+            exchange(result_bytes=(600_000,)),
         ):
             with pytest.raises(PeerLost):
                 await asyncio.wait_for(attempt, 15)
-        for lie in ("digest", "length"):
+        for lie in ("digest", "length", "number"):
             reducer.lies = lie
             with pytest.raises(PeerLost):
                 await exchange()
-        assert len(reducer.parts) == 4, "the spoilt parts were handed on"
+        assert len(reducer.parts) == 7, "the spoilt parts were handed on"
 
         # a sender that stops in the middle: nothing is handed on, and nothing hangs
         name = mine._bulk_name
@@ -191,7 +247,7 @@ async def test_bulk_goes_there_and_back_and_every_irregularity_is_a_lost_peer(tm
         await writer.drain()
         writer.close()
         await asyncio.sleep(0.1)
-        assert len(reducer.parts) == 4
+        assert len(reducer.parts) == 7
 
         await there.close()
         with pytest.raises(PeerLost) as lost:
