@@ -7,6 +7,7 @@ layer types and residuals, and all names stay those of the whole model.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from node.model.lora import LoraLinear, StepContext
 from node.model.norms import RmsNorm
 from node.model.quantization import DenseWeight, FrozenWeight, Nf4Weight
 from node.model.spec import LoadSpec
-from node.model.weights import WeightReader
+from node.model.weights import TensorEntry, WeightReader
 
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
 
 
@@ -51,32 +53,14 @@ class Built:
 def build(folder: Path, spec: LoadSpec) -> Built:
     """Build and load what `spec` names of the model in `folder`, without adapters.
 
+    Only its tensors are read, one at a time; beside what is kept, no more is held than the largest of them takes.
+
     Raises:
         UnsupportedModel: The family is not supported, or the spec does not fit the model.
         WeightsMissing: A tensor is not there.
     """
-    read_config(folder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    config.use_cache = False
-    for name in _DROPOUTS:
-        if hasattr(config, name):
-            setattr(config, name, 0.0)
-    dtype = torch.float32 if spec.compute == "float32" else torch.bfloat16
-    attention.register()
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME, dtype=dtype)
-    layers = spec.range_of(config.num_hidden_layers)
-    if layers is not None and layers.stop > config.num_hidden_layers:
-        raise UnsupportedModel(
-            f"The model has {config.num_hidden_layers} layers, so it has no layers {layers.start} to {layers.stop}.",
-            hint="Check `potluck.stages` in the recipe.",
-        )
-    base = model.model
-    for index in range(len(base.layers)):
-        if layers is None or not layers.start <= index < layers.stop:
-            base.layers[index] = PassOn()
-    if not spec.ends:
-        base.embed_tokens, base.norm, model.lm_head = PassOn(), PassOn(), PassOn()
+    model, layers = _outline(folder, spec)
+    dtype = _dtype_of(spec)
     step = StepContext()
     _materialise(model, folder, spec, dtype, step)
     _rebuild_buffers(model, spec.device)
@@ -88,48 +72,97 @@ def build(folder: Path, spec: LoadSpec) -> Built:
     return Built(model, layers, dict(sorted(linears.items())), step)
 
 
-def _materialise(model: nn.Module, folder: Path, spec: LoadSpec, dtype: torch.dtype, step: StepContext) -> None:
+def tensor_names(folder: Path, spec: LoadSpec, stored: Collection[str]) -> set[str]:
+    """Return the names of the tensors that `build` reads, out of those that the model has `stored`.
+
+    Of the folder only `config.json` is read.
+
+    Raises:
+        UnsupportedModel: The family is not supported, or the spec does not fit the model.
+        WeightsMissing: There is no readable `config.json`.
+    """
+    model, _ = _outline(folder, spec)
+    return set(_stored_names(model, stored).values())
+
+
+def _outline(folder: Path, spec: LoadSpec) -> tuple[Any, LayerRange | None]:
+    """Return the model with what `spec` holds of it on the meta device, and the layers held."""
+    read_config(folder)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config.use_cache = False
+    for name in _DROPOUTS:
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    layers = spec.range_of(config.num_hidden_layers)
+    if layers is not None and layers.stop > config.num_hidden_layers:
+        raise UnsupportedModel(
+            f"The model has {config.num_hidden_layers} layers, so it has no layers {layers.start} to {layers.stop}.",
+            hint="Check `potluck.stages` in the recipe.",
+        )
+    attention.register()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME, dtype=_dtype_of(spec))
+    base = model.model
+    for index in range(len(base.layers)):
+        if layers is None or not layers.start <= index < layers.stop:
+            base.layers[index] = PassOn()
+    if not spec.ends:
+        base.embed_tokens, base.norm, model.lm_head = PassOn(), PassOn(), PassOn()
+    return model, layers
+
+
+def _dtype_of(spec: LoadSpec) -> torch.dtype:
+    return torch.float32 if spec.compute == "float32" else torch.bfloat16
+
+
+def _stored_names(model: Any, stored: Collection[str]) -> dict[str, str]:
+    """Return for each parameter of `model` the name of the tensor that holds its value."""
+    # A tied head is the same parameter twice, and would stay on the meta device if it were named once.
+    names = {name: name for name, _ in model.named_parameters(remove_duplicate=False)}
+    if _HEAD in names and _HEAD not in stored and model.lm_head.weight is model.model.embed_tokens.weight:
+        names[_HEAD] = _EMBEDDING
+    return names
+
+
+def _materialise(model: Any, folder: Path, spec: LoadSpec, dtype: torch.dtype, step: StepContext) -> None:
     """Give every parameter of `model` its stored value, and replace the layers' linear modules by our own."""
     reader = WeightReader(folder)
-    # A tied head is the same parameter twice, and would stay on the meta device if it were named once.
-    wanted = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    stored = {name: (name if name in reader else "model.embed_tokens.weight") for name in wanted}
+    stored = _stored_names(model, reader.names)
     kept: dict[str, nn.Parameter] = {}
     linears: dict[str, dict[str, Any]] = {}
     order = {name: position for position, name in enumerate(reader.names)}
-    for name in sorted(wanted, key=lambda name: (order.get(stored[name], -1), name)):
-        path, _, leaf = name.rpartition(".")
-        module = model.get_submodule(path)
-        tensor = reader.read(stored[name])
-        expected = module.get_parameter(leaf).shape
-        if tensor.shape != expected or not tensor.is_floating_point():
-            raise UnsupportedModel(
-                f"Tensor {name} is {tensor.dtype} {list(tensor.shape)}, and the configuration asks for "
-                f"{list(expected)}.",
-                hint="Weights and config.json are not of the same model; download it again.",
-            )
-        if isinstance(module, nn.Linear) and ".layers." in name:
-            parts = linears.setdefault(path, {"weight": None, "bias": None})
-            parts[leaf] = _frozen(tensor, spec, dtype) if leaf == "weight" else _own(tensor, spec.device, dtype)
-            continue
-        if stored[name] not in kept:
-            kept[stored[name]] = nn.Parameter(_own(tensor, spec.device, dtype), requires_grad=False)
-        module.register_parameter(leaf, kept[stored[name]])
-    reader.close()
+    try:
+        for name in sorted(stored, key=lambda name: (order.get(stored[name], -1), name)):
+            path, _, leaf = name.rpartition(".")
+            module = model.get_submodule(path)
+            _check(name, reader.entry(stored[name]), module.get_parameter(leaf).shape)
+            if isinstance(module, nn.Linear) and ".layers." in name:
+                parts = linears.setdefault(path, {"weight": None, "bias": None})
+                tensor = reader.read(stored[name], dtype, spec.device)
+                parts[leaf] = _frozen(tensor, spec, dtype) if leaf == "weight" else tensor
+                continue
+            if stored[name] not in kept:
+                value = reader.read(stored[name], dtype, spec.device)
+                kept[stored[name]] = nn.Parameter(value, requires_grad=False)
+            module.register_parameter(leaf, kept[stored[name]])
+    finally:
+        reader.close()
     for path, parts in linears.items():
         parent, _, leaf = path.rpartition(".")
         setattr(model.get_submodule(parent), leaf, LoraLinear(path, parts["weight"], parts["bias"], step))
 
 
-def _own(tensor: Tensor, device: str, dtype: torch.dtype) -> Tensor:
-    """Return a copy: a tensor as read is a view of the mapped file and would keep all of it in memory."""
-    return tensor.to(device=device, dtype=dtype, copy=True)
+def _check(name: str, entry: TensorEntry, expected: torch.Size) -> None:
+    """Refuse a tensor of another shape or kind than the configuration asks for, before anything is allocated."""
+    if entry.shape != tuple(expected) or entry.float_type is None:
+        raise UnsupportedModel(
+            f"Tensor {name} is {entry.dtype} {list(entry.shape)}, and the configuration asks for {list(expected)}.",
+            hint="Weights and config.json are not of the same model; download it again.",
+        )
 
 
 def _frozen(tensor: Tensor, spec: LoadSpec, dtype: torch.dtype) -> FrozenWeight:
-    if spec.quantization == "none":
-        return DenseWeight(_own(tensor, spec.device, dtype))
-    return Nf4Weight.quantize(tensor.to(spec.device, dtype), dtype)
+    return DenseWeight(tensor) if spec.quantization == "none" else Nf4Weight.quantize(tensor, dtype)
 
 
 def _rebuild_buffers(model: nn.Module, device: str) -> None:

@@ -1,24 +1,31 @@
 """Read single tensors from safetensors files, and digest them.
 
-Nothing here needs the whole model in memory, and nothing is ever unpickled: `.bin` and `.pt` files are refused.
+Nothing here needs the whole model in memory, not even as mapped pages, which count as memory in use for as long as a
+file stays open; and nothing is ever unpickled: `.bin` and `.pt` files are refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from node.core.errors import WeightsMissing
 
 MAX_HEADER_BYTES = 100 << 20
 """The limit that the safetensors format itself sets on a file's header."""
+
+FLOAT_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""The types of weights that are read, by the names that the safetensors format gives them."""
+
+_BLOCK_BYTES = 4 << 20
+"""What is read at a time where it cannot be read into its place."""
 
 _AGAIN = "Download the model again."
 
@@ -34,6 +41,11 @@ class TensorEntry:
     """Offset of its first byte, from the beginning of the file."""
     stop: int
 
+    @property
+    def float_type(self) -> torch.dtype | None:
+        """Its element type; None if it is none that weights are read from."""
+        return FLOAT_TYPES.get(self.dtype)
+
 
 def weight_files(folder: Path) -> dict[str, Path]:
     """Return the file of each tensor of the model in `folder`.
@@ -41,6 +53,15 @@ def weight_files(folder: Path) -> dict[str, Path]:
     Raises:
         WeightsMissing: There are no safetensors weights, or files that the index names are not there.
     """
+    files = named_files(folder)
+    absent = sorted({file.name for file in files.values() if not file.is_file()})
+    if absent:
+        raise WeightsMissing(f"{folder} lacks {', '.join(absent)}, which its index names.", hint=_AGAIN)
+    return files
+
+
+def named_files(folder: Path) -> dict[str, Path]:
+    """Return the file of each tensor as `weight_files`, whether the file is there or not."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -48,9 +69,6 @@ def weight_files(folder: Path) -> dict[str, Path]:
             files = {str(name): folder / Path(str(file)).name for name, file in names.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise WeightsMissing(f"Cannot read {index}: {error!r}.", hint=_AGAIN) from error
-        absent = sorted({file.name for file in files.values() if not file.is_file()})
-        if absent:
-            raise WeightsMissing(f"{folder} lacks {', '.join(absent)}, which its index names.", hint=_AGAIN)
         return files
     single = folder / "model.safetensors"
     if single.is_file():
@@ -86,51 +104,107 @@ def read_header(path: Path) -> list[TensorEntry]:
             start, stop = (8 + length + int(offset) for offset in entry["data_offsets"])
             if not 8 + length <= start <= stop <= size:
                 raise ValueError(f"tensor {name} lies at bytes {start} to {stop} of a file of {size}")
-            entries.append(TensorEntry(name, str(entry["dtype"]), tuple(map(int, entry["shape"])), start, stop))
+            made = TensorEntry(name, str(entry["dtype"]), tuple(map(int, entry["shape"])), start, stop)
+            if (kind := made.float_type) is not None and math.prod(made.shape) * kind.itemsize != stop - start:
+                raise ValueError(f"tensor {name} is {made.dtype} {list(made.shape)} in {stop - start} bytes")
+            entries.append(made)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsMissing(f"{path} is cut short or no safetensors file: {error}.", hint=_AGAIN) from error
     return sorted(entries, key=lambda entry: entry.name)
 
 
 class WeightReader:
-    """Reads tensors of one model folder by name, one file open at a time.
+    """Reads tensors of one model folder by name, one file open at a time and no file mapped.
 
-    An open file stays mapped, so whoever reads in the order of `names` keeps one mapping alive.
+    A folder that lacks some of its files is legal for whoever reads from the others alone. Whoever reads in the order
+    of `names` opens each file once.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._files = weight_files(folder)
+        """Find out what is there.
+
+        Raises:
+            WeightsMissing: There are no safetensors weights, or the index cannot be read.
+        """
+        self._files = named_files(folder)
         self._open_path: Path | None = None
-        self._handle: safe_open | None = None
+        self._file: FileIO | None = None
+        self._entries: dict[str, TensorEntry] = {}
 
     @property
     def names(self) -> list[str]:
         """The names of all tensors, file by file."""
         return sorted(self._files, key=lambda name: (self._files[name].name, name))
 
-    def read(self, name: str) -> torch.Tensor:
-        """Return a tensor as stored, a view of the mapped file: clone what is kept.
+    def entry(self, name: str) -> TensorEntry:
+        """Return what the files say of a tensor, without reading it.
 
         Raises:
-            WeightsMissing: The model holds no such tensor, or its file is damaged.
+            WeightsMissing: The model holds no such tensor, or its file is not there or damaged.
         """
+        self._open_file_of(name)
+        return self._entries[name]
+
+    def read(self, name: str, dtype: torch.dtype, device: str = "cpu") -> torch.Tensor:
+        """Return a tensor as a fresh one of `dtype` on `device`; nothing larger than it is held meanwhile.
+
+        Its shape is that of `entry`, which the caller has compared with the shape that it expects, and its stored type
+        is one of `FLOAT_TYPES`.
+
+        Raises:
+            WeightsMissing: The model holds no such tensor, or its file is not there or damaged.
+        """
+        file = self._open_file_of(name)
+        entry = self._entries[name]
+        stored = entry.float_type
+        assert stored is not None, f"{name} is {entry.dtype}, which the caller should have refused"
+        target = torch.empty(entry.shape, dtype=dtype, device=device)
+        flat = target.view(-1)
+        file.seek(entry.start)
+        if stored == dtype and target.device.type == "cpu":
+            self._fill(file, flat)
+            return target
+        block = torch.empty(min(flat.numel(), _BLOCK_BYTES // stored.itemsize), dtype=stored)
+        for start in range(0, flat.numel(), max(1, block.numel())):
+            part = flat[start : start + block.numel()]
+            self._fill(file, block[: part.numel()])
+            part.copy_(block[: part.numel()])
+        return target
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        if self._file is not None:
+            self._file.close()
+        self._file = self._open_path = None
+
+    def _open_file_of(self, name: str) -> FileIO:
         path = self._files.get(name)
         if path is None:
             raise WeightsMissing(f"The model's files hold no tensor {name}.", hint=_AGAIN)
-        try:
-            if path != self._open_path or self._handle is None:
-                self._handle, self._open_path = safe_open(path, framework="pt"), path
-            tensor: torch.Tensor = self._handle.get_tensor(name)  # type: ignore[no-untyped-call]
-        except (SafetensorError, OSError) as error:
-            raise WeightsMissing(f"Cannot read {name} from {path}: {error}.", hint=_AGAIN) from error
-        return tensor
+        if path != self._open_path or self._file is None:
+            self.close()
+            self._entries = {entry.name: entry for entry in read_header(path)}
+            try:
+                self._file, self._open_path = FileIO(path), path
+            except OSError as error:
+                raise WeightsMissing(f"Cannot read {name} from {path}: {error}.", hint=_AGAIN) from error
+        if name not in self._entries:
+            raise WeightsMissing(f"{path} lacks {name}, which the index names.", hint=_AGAIN)
+        return self._file
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._files
-
-    def close(self) -> None:
-        """Let go of the mapped file."""
-        self._handle = self._open_path = None
+    @staticmethod
+    def _fill(file: FileIO, flat: torch.Tensor) -> None:
+        """Read the next bytes of `file` into the memory of `flat`, a contiguous tensor of one dimension on the CPU."""
+        with memoryview(flat.view(torch.uint8).numpy().data) as view:
+            done = 0
+            while done < len(view):
+                try:
+                    count = file.readinto(view[done:])
+                except OSError as error:
+                    raise WeightsMissing(f"Cannot read {file.name}: {error}.", hint=_AGAIN) from error
+                if not count:
+                    raise WeightsMissing(f"{file.name} was cut short while it was read.", hint=_AGAIN)
+                done += count
 
 
 def tensor_digests(folder: Path) -> dict[str, str]:
@@ -152,14 +226,25 @@ def tensor_digests(folder: Path) -> dict[str, str]:
 
 
 def _digest_file(path: Path) -> Iterator[tuple[str, str]]:
-    entries = read_header(path)
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        memoryview(data) as view,
-    ):
-        for entry in entries:
-            digest = hashlib.blake2b(f"{entry.dtype}:{list(entry.shape)}:".encode(), digest_size=32)
-            with view[entry.start : entry.stop] as content:
-                digest.update(content)
-            yield entry.name, digest.hexdigest()
+    for entry in read_header(path):
+        digest = hashlib.blake2b(f"{entry.dtype}:{list(entry.shape)}:".encode(), digest_size=32)
+        for block in blocks_of(path, entry.start, entry.stop):
+            digest.update(block)
+        yield entry.name, digest.hexdigest()
+
+
+def blocks_of(path: Path, start: int, stop: int) -> Iterator[memoryview]:
+    """Read bytes `[start, stop)` of a file block by block; each block is valid until the next is asked for.
+
+    Raises:
+        WeightsMissing: The file ends before.
+    """
+    buffer = memoryview(bytearray(min(_BLOCK_BYTES, max(1, stop - start))))
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while start < stop:
+            num = file.readinto(buffer[: min(len(buffer), stop - start)])
+            if not num:
+                raise WeightsMissing(f"{path} was cut short while it was read.", hint=_AGAIN)
+            yield buffer[:num]
+            start += num
