@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
-from node.assembly import Trainer, load_trainer
+from node.assembly import Trainer, load_spec, load_trainer
 from node.averaging.gradient import GradientStrategy, LoopWork, Rule
 from node.board import Board
 from node.config.local import LocalSettings
@@ -19,10 +19,12 @@ from node.core.errors import NodeError, PeerBusy, PeerError, ProtocolViolation, 
 from node.core.events import AdapterSynced, EventBus, Fault, Listening, StateChanged
 from node.core.lifecycle import LIVE, Signal, State, next_state
 from node.core.progress import peer_ahead
-from node.core.types import Peer, PeerState, Progress, Shard, Standing, SwarmView
+from node.core.types import Peer, PeerId, PeerState, Progress, Shard, Standing, SwarmView
 from node.enlist import Enlisted, Request, found, join
+from node.host.devices import pick_device
 from node.host.home import Home
 from node.listening import listen_addresses, remember_port
+from node.network.addresses import split_peer_id
 from node.network.dht import RECORD_LIFETIME_S, DhtMembership
 from node.network.door import Door, StageState, fetch_state
 from node.network.processes import RunningP2P, start_p2p
@@ -34,6 +36,7 @@ from node.trust.identity import Identity
 from node.trust.seal import SealedRun
 from node.upkeep import Upkeep
 from node.v1 import control_pb2
+from node.weights import ensure_weights, open_weights
 
 _SYNC_RETRY_S = 1.0
 _MAX_BACKLOG_STEPS = 4
@@ -157,6 +160,9 @@ class Daemon:
             self._enlisted = await join(self._request, self._home, self._running, self._say)
         door = Door(self)
         await door.open(self._running.p2p)
+        weights = await open_weights(self._enlisted.base, self._running)
+        if weights is not None:
+            self._cleanup.push_async_callback(weights.close)
         membership = DhtMembership(self._running, self._identity, self._enlisted.fingerprint)
         await membership.start()
         self._cleanup.push_async_callback(membership.close)
@@ -179,6 +185,9 @@ class Daemon:
         assert self._enlisted is not None
         assert self._running is not None
         assert self._heartbeat is not None
+        spec = load_spec(self._enlisted.recipe, pick_device(self._settings.device))
+        folder = await ensure_weights(self._enlisted.base, self._running, self._neighbours, spec, self._say)
+        self._enlisted = self._enlisted.with_model_folder(folder)
         trainer = await load_trainer(
             self._enlisted, self._settings, self._engine, self._events, peer_id=self._identity.peer_id
         )
@@ -215,6 +224,14 @@ class Daemon:
         await self._rounds.open()
         self._cleanup.push_async_callback(self._rounds.close)
         return Signal.LOADED
+
+    def _neighbours(self) -> list[PeerId]:
+        """Return who may have what this node lacks of the base model: who is seen, and who was dialled."""
+        assert self._enlisted is not None
+        assert self._heartbeat is not None
+        seen = [peer.peer_id for peer in self._heartbeat.view.peers]
+        dialled = [split_peer_id(address)[1] for address in self._enlisted.known_addresses]
+        return [peer for peer in dict.fromkeys([*seen, *dialled]) if peer != self._identity.peer_id]
 
     async def _sync(self) -> Signal:
         """Follow the swarm's lineage if it is ahead of this node's."""

@@ -10,22 +10,24 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from node.base_model import Joining, base_of_joiner, whole_base
 from node.config.recipe import Recipe, differing_fields
 from node.config.sections import DatasetSpec
 from node.core.errors import ConfigError, DataError, NodeError, NoPeerReachable, RunMismatch
 from node.core.types import PeerId
 from node.data.dataset import PreparedData, prepare
-from node.host.home import Home, LocalRun, RunFolder
-from node.model.families import read_config
-from node.model.source import load_tokenizer, maths_of, model_digest, resolve_base_model
+from node.host.home import Home, LocalRun, RunFolder, write_small
+from node.model.source import load_tokenizer
+from node.model.store import MANIFEST_FILE
 from node.network.addresses import split_peer_id
 from node.network.door import MAX_CLOCK_DIFFERENCE_S, Welcomed, say_hello
 from node.network.processes import RunningP2P
 from node.trust.identity import Identity
-from node.trust.seal import ModelIdentity, RunSeal, SealedRun, seal_run
+from node.trust.seal import RunSeal, SealedRun, seal_run
+from node.weights import BaseWeights
 
 Say = Callable[[str], None]
 
@@ -53,7 +55,8 @@ class Enlisted:
 
     sealed: SealedRun
     recipe: Recipe
-    model_folder: Path
+    base: BaseWeights
+    """The base model as far as it is here; `ensure_weights` brings what a shard needs of the rest."""
     data: PreparedData
     folder: RunFolder
     known_addresses: tuple[str, ...]
@@ -64,11 +67,18 @@ class Enlisted:
         """The run's identity."""
         return self.sealed.seal.fingerprint
 
+    @property
+    def model_folder(self) -> Path:
+        """Where the base model's configuration and tokenizer are, and of its weights what is here."""
+        return self.base.folder
 
-@dataclass(frozen=True)
-class _Base:
-    folder: Path
-    identity: ModelIdentity
+    def with_model_folder(self, folder: Path) -> Enlisted:
+        """Return it with the folder that `ensure_weights` has filled."""
+        if folder == self.base.folder:
+            return self
+        local = self.folder.load_local()
+        self.folder.save_local(local.model_copy(update={"base_model": str(folder)}))
+        return replace(self, base=replace(self.base, folder=folder))
 
 
 async def found(request: Request, home: Home, identity: Identity, say: Say) -> Enlisted:
@@ -79,7 +89,12 @@ async def found(request: Request, home: Home, identity: Identity, say: Say) -> E
     """
     assert request.recipe is not None, "a founder has a recipe"
     recipe = _with_data(request.recipe, request.data)
-    base = await _base_model(request.base_model or recipe.base_model, recipe, request, say)
+    base = await whole_base(
+        request.base_model or recipe.base_model,
+        cache=request.model_cache,
+        revision=recipe.revision_of_model,
+        say=say,
+    )
     origin = recipe.fingerprint(base.identity.digest)
     stored = _find_stored(home, origin)
     if stored is not None and request.fresh:
@@ -101,8 +116,9 @@ async def found(request: Request, home: Home, identity: Identity, say: Say) -> E
         sealed = seal_run(seal, identity)
         folder = home.create_run(fingerprint)
         folder.save_seal(sealed)
-    folder.save_local(_local_run(folder, origin, recipe, base))
-    return Enlisted(sealed, recipe, base.folder, data, folder, _addresses(folder))
+    weights = base.weights(sealed.seal, recipe, request.model_cache, folder.path / MANIFEST_FILE)
+    _save(folder, origin, recipe, weights)
+    return Enlisted(sealed, recipe, weights, data, folder, _addresses(folder))
 
 
 async def join(request: Request, home: Home, running: RunningP2P, say: Say) -> Enlisted:
@@ -129,10 +145,17 @@ async def join(request: Request, home: Home, running: RunningP2P, say: Say) -> E
         recipe = recipe.with_local({"datasets": request.recipe.model_dump()["datasets"]})
     recipe = _with_data(recipe, request.data)
     folder = home.run(sealed.seal.fingerprint)
-    where = request.base_model or _remembered_base(folder) or recipe.base_model
-    base = await _base_model(where, recipe, request, say)
-    _refuse_other_model(base.identity, sealed.seal.model, where)
-    if recipe.fingerprint(base.identity.digest) != sealed.seal.fingerprint:
+    joining = Joining(
+        seal=sealed.seal,
+        recipe=recipe,
+        given=request.base_model,
+        remembered=_remembered_base(folder),
+        cache=request.model_cache,
+        stored=folder.path / MANIFEST_FILE,
+        peers=[split_peer_id(address)[1] for address in known],
+    )
+    base = await base_of_joiner(joining, running, say)
+    if recipe.fingerprint(sealed.seal.model.digest) != sealed.seal.fingerprint:
         raise RunMismatch(
             "This version of Potluck reads the swarm's recipe differently than its founder did.",
             hint="Install the same version of Potluck on all machines.",
@@ -142,8 +165,8 @@ async def join(request: Request, home: Home, running: RunningP2P, say: Say) -> E
         say(f"What this node had of the run was moved to {home.archive_run(folder)}.")
     folder = home.create_run(sealed.seal.fingerprint)
     folder.save_seal(sealed)
-    folder.save_local(_local_run(folder, "", recipe, base))
-    return Enlisted(sealed, recipe, base.folder, data, folder, (*known, *_addresses(folder)))
+    _save(folder, "", recipe, base)
+    return Enlisted(sealed, recipe, base, data, folder, (*known, *_addresses(folder)))
 
 
 async def _greet(running: RunningP2P, address: str) -> Welcomed:
@@ -213,33 +236,6 @@ def _refuse_other_recipe(mine: Recipe, theirs: Recipe) -> None:
         )
 
 
-def _refuse_other_model(mine: ModelIdentity, theirs: ModelIdentity, where: str) -> None:
-    if mine.digest == theirs.digest:
-        return
-    names = sorted(mine.config.keys() | theirs.config.keys())
-    lines = [
-        f"  {name}: {mine.config.get(name)!r} here, {theirs.config.get(name)!r} in the swarm"[:300]
-        for name in names
-        if mine.config.get(name) != theirs.config.get(name)
-    ] or ["  the configuration is equal; the weights differ"]
-    raise RunMismatch(
-        f"The base model at {where} is not the swarm's:\n"
-        + "\n".join([*lines[:20], f"  digest: {mine.digest[:16]}… here, {theirs.digest[:16]}… in the swarm"]),
-        hint="Get the same weights as the founder, and name them with --base-model FOLDER.",
-    )
-
-
-async def _base_model(where: str, recipe: Recipe, request: Request, say: Say) -> _Base:
-    def read() -> _Base:
-        folder = resolve_base_model(where, cache=request.model_cache, revision=recipe.revision_of_model)
-        digest = model_digest(folder, cache=request.model_cache)
-        return _Base(folder, ModelIdentity(digest=digest, config=maths_of(read_config(folder))))
-
-    if where.endswith(".gguf"):
-        say("Reading the GGUF file; the first time it is converted, which takes a while.")
-    return await asyncio.to_thread(read)
-
-
 async def _prepare_data(recipe: Recipe, model_folder: Path, say: Say) -> PreparedData:
     if not recipe.datasets:
         raise DataError(
@@ -298,13 +294,18 @@ def _remembered_base(folder: RunFolder) -> str | None:
         return None
 
 
-def _local_run(folder: RunFolder, origin: str, recipe: Recipe, base: _Base) -> LocalRun:
+def _save(folder: RunFolder, origin: str, recipe: Recipe, base: BaseWeights) -> None:
+    """Keep what this node needs to take part again."""
+    if base.manifest is not None:
+        write_small(folder.path / MANIFEST_FILE, base.manifest.to_bytes())
     try:
         before = folder.load_local()
     except NodeError:
         before = LocalRun(base_model=str(base.folder))
     data = tuple(str(Path(spec.path).resolve()) if Path(spec.path).exists() else spec.path for spec in recipe.datasets)
-    return before.model_copy(update={"origin": origin or before.origin, "data": data, "base_model": str(base.folder)})
+    folder.save_local(
+        before.model_copy(update={"origin": origin or before.origin, "data": data, "base_model": str(base.folder)})
+    )
 
 
 def _addresses(folder: RunFolder) -> tuple[str, ...]:

@@ -23,6 +23,8 @@ LEVELS = {
     "node.control": 6,
     "node.export": 6,
     "node.observe": 6,
+    "node.weights": 5,
+    "node.base_model": 6,
     "node.assembly": 8,
     "node.board": 7,
     "node.listening": 7,

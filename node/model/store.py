@@ -41,6 +41,16 @@ class ModelStore:
         self._files: dict[str, bool] = {}
         self._by_name: dict[str, Path] | None = None
 
+    def manifest_bytes(self) -> bytes:
+        """Return the founder's manifest."""
+        return self.manifest.to_bytes()
+
+    def held_bits(self) -> bytes:
+        """Return `held` as bits, one for each of the manifest's tensors in its order, the lowest bit first."""
+        held, names = self.held(), self.manifest.names
+        bits = sum(1 << position for position, name in enumerate(names) if name in held)
+        return bits.to_bytes((len(names) + 7) // 8, "little")
+
     def held(self) -> frozenset[str]:
         """Return the names of the manifest's tensors that are here with the same type, shape and size."""
         return frozenset(name for name in self.manifest.tensors if self.tensor(name) is not None)
