@@ -19,12 +19,11 @@ from node.core.errors import NodeError, PeerBusy, PeerError, ProtocolViolation, 
 from node.core.events import AdapterSynced, EventBus, Fault, Listening, StateChanged
 from node.core.lifecycle import LIVE, Signal, State, next_state
 from node.core.progress import peer_ahead
-from node.core.types import Peer, PeerId, PeerState, Progress, Shard, Standing, SwarmView
+from node.core.types import Peer, PeerState, Progress, Shard, Standing, SwarmView
 from node.enlist import Enlisted, Request, found, join
 from node.host.devices import pick_device
 from node.host.home import Home
 from node.listening import listen_addresses, remember_port
-from node.network.addresses import split_peer_id
 from node.network.dht import RECORD_LIFETIME_S, DhtMembership
 from node.network.door import Door, StageState, fetch_state
 from node.network.processes import RunningP2P, start_p2p
@@ -186,8 +185,11 @@ class Daemon:
         assert self._running is not None
         assert self._heartbeat is not None
         spec = load_spec(self._enlisted.recipe, pick_device(self._settings.device))
-        folder = await ensure_weights(self._enlisted.base, self._running, self._neighbours, spec, self._say)
-        self._enlisted = self._enlisted.with_model_folder(folder)
+        enlisted, heartbeat = self._enlisted, self._heartbeat
+        folder = await ensure_weights(
+            enlisted.base, self._running, lambda: enlisted.neighbours(heartbeat.view), spec, self._say
+        )
+        self._enlisted = enlisted.with_model_folder(folder)
         trainer = await load_trainer(
             self._enlisted, self._settings, self._engine, self._events, peer_id=self._identity.peer_id
         )
@@ -224,14 +226,6 @@ class Daemon:
         await self._rounds.open()
         self._cleanup.push_async_callback(self._rounds.close)
         return Signal.LOADED
-
-    def _neighbours(self) -> list[PeerId]:
-        """Return who may have what this node lacks of the base model: who is seen, and who was dialled."""
-        assert self._enlisted is not None
-        assert self._heartbeat is not None
-        seen = [peer.peer_id for peer in self._heartbeat.view.peers]
-        dialled = [split_peer_id(address)[1] for address in self._enlisted.known_addresses]
-        return [peer for peer in dict.fromkeys([*seen, *dialled]) if peer != self._identity.peer_id]
 
     async def _sync(self) -> Signal:
         """Follow the swarm's lineage if it is ahead of this node's."""

@@ -17,7 +17,7 @@ from node.base_model import Joining, base_of_joiner, whole_base
 from node.config.recipe import Recipe, differing_fields
 from node.config.sections import DatasetSpec
 from node.core.errors import ConfigError, DataError, NodeError, NoPeerReachable, RunMismatch
-from node.core.types import PeerId
+from node.core.types import PeerId, SwarmView
 from node.data.dataset import PreparedData, prepare
 from node.host.home import Home, LocalRun, RunFolder, write_small
 from node.model.source import load_tokenizer
@@ -71,6 +71,12 @@ class Enlisted:
     def model_folder(self) -> Path:
         """Where the base model's configuration and tokenizer are, and of its weights what is here."""
         return self.base.folder
+
+    def neighbours(self, view: SwarmView) -> list[PeerId]:
+        """Return who may have what this node lacks of the base model: who is seen, and who was dialled."""
+        dialled = [split_peer_id(address)[1] for address in self.known_addresses]
+        seen = [peer.peer_id for peer in view.peers]
+        return [peer for peer in dict.fromkeys([*seen, *dialled]) if peer != view.me]
 
     def with_model_folder(self, folder: Path) -> Enlisted:
         """Return it with the folder that `ensure_weights` has filled."""
