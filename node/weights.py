@@ -126,13 +126,18 @@ async def fetch_small_files(
             raise NoPeerReachable(f"Nobody gives {name} of the base model. {reason}")
 
 
-async def open_weights(base: BaseWeights, running: RunningP2P) -> WeightServer | None:
-    """Begin to hand the base model on; None if this node has not the founder's list of it."""
+@asynccontextmanager
+async def serving_weights(base: BaseWeights, running: RunningP2P) -> AsyncIterator[WeightServer | None]:
+    """Hand the base model on as long as the context lasts; None if this node has not the founder's list of it."""
     if base.manifest is None:
-        return None
+        yield None
+        return
     server = WeightServer(running.p2p, fingerprint=base.fingerprint, source=_Shelf(base, base.manifest))
     await server.open()
-    return server
+    try:
+        yield server
+    finally:
+        await server.close()
 
 
 async def ensure_weights(base: BaseWeights, running: RunningP2P, peers: Peers, spec: LoadSpec, say: Say) -> Path:
