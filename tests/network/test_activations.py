@@ -185,6 +185,15 @@ def test_zeros_stay_zeros(kind, lengths, hidden_size):
     assert torch.equal(roundtrip(codec, direction, tensor, lengths), tensor)
 
 
+@pytest.mark.parametrize("codec", ["int8", "lowbit"])
+@pytest.mark.parametrize("magnitude", [1e-39, 3e-38])
+def test_values_below_the_least_scale_become_zeros(codec, magnitude):
+    tensor = torch.full((3, 64), magnitude)
+    tensor[:, 1::2] = 0
+
+    assert torch.equal(roundtrip(codec, "forward", tensor, [3])[1:], torch.zeros(2, 64))
+
+
 def test_a_view_that_is_not_contiguous_and_needs_a_gradient_is_encoded_by_its_values():
     tensor = random_tensor([6, 4], 128, torch.float32, 3)
     view = tensor.t().contiguous().t().requires_grad_()
