@@ -27,6 +27,7 @@ from node.model.weights import blocks_of
 from node.network.processes import RunningP2P
 from node.network.weight_pool import WeightPool
 from node.network.weights import WeightClient, WeightServer
+from node.trust.identity import short
 from node.trust.manifest import MAX_MANIFEST_BYTES, Manifest, open_manifest
 from node.trust.seal import ModelIdentity
 
@@ -208,8 +209,8 @@ async def _fetch(
     wanted = {name: sizes[name] for name in missing}
     pool = WeightPool(client, into, names=into.manifest.names, sizes=wanted, note=note)
     await pool.run(peers, patience_s=PATIENCE_S)
-    num_bytes = client.bytes_received // _MB
-    say(f"The base model's weights are here: {num_bytes} MB came from {len(pool.sources)} peer(s).")
+    whose = ", ".join(short(peer) for peer in pool.sources)
+    say(f"The base model's weights are here: {sum(wanted.values()) // _MB} MB came from {whose}.")
 
 
 def _from_hub(base: BaseWeights, manifest: Manifest, needed: frozenset[str]) -> Path:
