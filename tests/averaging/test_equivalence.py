@@ -1,17 +1,18 @@
 """N replicas end with the adapter that one process makes of the same microbatches, and all hold the same bits."""
 
 import asyncio
+import dataclasses
 from contextlib import AsyncExitStack
 
 import pytest
 import torch
 from torch import nn
 
-from node.averaging.gradient import GradientStrategy
+from node.averaging.gradient import GradientStrategy, LoopWork, Rule
 from node.averaging.round import Averager
 from node.averaging.strategy import AveragerSettings
 from node.core.events import EventBus, RoundFinished
-from node.core.types import Document, RoundStatus
+from node.core.types import START_HASH, Document, RoundStatus, Standing
 from node.data.stream import MicrobatchStream, Packing
 from node.network.processes import start_p2p
 from node.network.rounds import RoundTransport
@@ -85,7 +86,13 @@ def replica(name, events=None):
         peer_id=name,
     )
     strategy = GradientStrategy(
-        loop=loop, adapter=adapter, optimizer=SETTINGS, schedule=SCHEDULE, events=events or EventBus()
+        engine=engine,
+        adapters=(adapter,),
+        work=LoopWork(loop, adapter),
+        rule=Rule(SETTINGS, SCHEDULE),
+        standing=Standing(0, START_HASH, 0),
+        num_stages=1,
+        events=events or EventBus(),
     )
     return engine, adapter, loop, strategy
 
@@ -102,8 +109,8 @@ class Member:
         stack.push_async_callback(self.running.close)
         self.averager = Averager(
             self.strategy,
-            RoundTransport(self.running.p2p, fingerprint=RUN, stage=0),
-            AveragerSettings(stage=0, num_values=self.adapter.layout.numel, codec=codec),
+            RoundTransport(self.running.p2p, fingerprint=RUN),
+            AveragerSettings(num_stages=1, codec=codec),
             me=self.running.peer_id,
             events=self.events,
         )
@@ -123,7 +130,7 @@ async def swarm(tmp_path, stack, names, codec="none"):
 
 
 async def one_round(members):
-    ids = {m.running.peer_id for m in members}
+    ids = {m.running.peer_id: m.strategy.shard for m in members}
     for member in members:
         member.averager.saw(ids)
     first = min(members, key=lambda m: m.running.peer_id)
@@ -145,6 +152,7 @@ async def test_replicas_end_where_one_process_with_the_same_microbatches_ends(tm
         assert [m.results[-1].status for m in members] == [RoundStatus.COMMITTED] * len(members)
         hashes = {m.adapter.digest() for m in members}
         assert len(hashes) == 1, "all replicas hold the same bits"
+        assert len({m.strategy.standing for m in members}) == 1
         assert members[0].adapter.version == STEPS
         assert all(m.results[-1].bytes_sent > 0 for m in members)
 
@@ -163,7 +171,7 @@ async def test_replicas_end_where_one_process_with_the_same_microbatches_ends(tm
         from node.averaging.strategy import Mean
 
         mean = sealed.gradient / sealed.weight
-        await strategy.apply(Mean(mean, squared_norm(mean), sealed.tokens))
+        await strategy.apply(Mean({0: mean}, squared_norm(mean), sealed.tokens, "0b"))
     for engine in [alone_engine, *(parts[0] for _, parts in model_loops)]:
         await engine.close()
 
@@ -189,13 +197,8 @@ async def test_a_replica_with_other_bits_is_refused_and_told_to_sync(tmp_path):
         await b.loop.train_one()
         b.adapter.values[0] += 1.0
         b.adapter._digest = None
-        b.strategy.standing = b.strategy._stand()
-        b.averager._state = type(b.averager._state)(
-            me=b.running.peer_id,
-            standing=b.strategy.standing,
-            settings=b.averager._state.settings,
-            num_values=b.averager._state.num_values,
-        )
+        b.strategy.standing = b.strategy._stand(b.strategy.standing)
+        b.averager._state = dataclasses.replace(b.averager._state, standing=b.strategy.standing)
         before = a.adapter.digest()
 
         await asyncio.wait_for(asyncio.gather(one_round_of(a, b)), 20)
@@ -206,7 +209,7 @@ async def test_a_replica_with_other_bits_is_refused_and_told_to_sync(tmp_path):
 
 
 async def one_round_of(leader, other):
-    ids = {leader.running.peer_id, other.running.peer_id}
+    ids = {m.running.peer_id: m.strategy.shard for m in (leader, other)}
     leader.averager.saw(ids)
     other.averager.saw(ids)
     leader.averager.lead(ids, ids, budget_s=5)
