@@ -7,43 +7,55 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from node.config.local import LocalSettings
+from node.averaging.gradient import Rule
 from node.config.recipe import Recipe
-from node.core.errors import CheckpointError
 from node.core.events import EventBus, Fault
-from node.core.types import START_HASH, Document, Microbatch, Standing
+from node.core.types import START_HASH, Document, Microbatch, Shard, StagePlan, Standing
 from node.data.stream import Cursor, MicrobatchStream, Packing, in_order
 from node.enlist import Enlisted
-from node.host.devices import describe, pick_device
+from node.host.devices import describe
 from node.model.shard import ModelShard, load_shard
 from node.model.spec import LoadSpec, LoraSpec
 from node.training.adapter import StageAdapter
 from node.training.checkpoint import Checkpoint, CheckpointStore
-from node.training.engine import Engine
-from node.training.loop import TrainingLoop
 from node.training.optimizer import AdamWSettings
 from node.training.saver import Saver
 from node.training.schedule import ScheduleSettings
+from node.training.stage import split_adapters
 
 MAX_HELD_OUT_BATCHES = 64
 """Enough for a standard error of a few thousandths; a large split would hold up training."""
 
 
 @dataclass(frozen=True)
-class Trainer:
-    """What trains: the model, its adapter, the data's stream, and where they are saved."""
+class Cutting:
+    """What of the model this node holds."""
 
+    plan: StagePlan
+    held: Shard
+    """In a run of one stage always that one."""
+    drives: bool
+    """Whether it has data of its own, and so the model's ends."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What trains: the layers held, their adapters, the data's stream, and where they are saved."""
+
+    cutting: Cutting
     shard: ModelShard
-    adapter: StageAdapter
-    loop: TrainingLoop
+    adapters: dict[int, StageAdapter]
+    stream: MicrobatchStream | None
     saver: Saver
     checkpoint: Checkpoint | None
-    lineage: tuple[str, ...]
-    """Ids of the latest rounds behind the adapter, oldest first."""
     standing: Standing
+    """Where the adapters stand; their hashes are for whoever owns them to fill in."""
+    unknown: frozenset[int]
+    """Stages held whose bits at `standing` are not here: fetched from a peer, or begun anew."""
+    lineage: tuple[str, ...]
+    """Ids of the latest rounds behind the adapters, oldest first."""
     held_out: tuple[Microbatch, ...]
-    optimizer: AdamWSettings
-    schedule: ScheduleSettings
+    rule: Rule
     eval_every: int | None
 
 
@@ -59,11 +71,15 @@ def lora_spec(recipe: Recipe) -> LoraSpec:
     )
 
 
-def load_spec(recipe: Recipe, device: str) -> LoadSpec:
-    """Return what to load for the recipe on `device`, in the model room's terms."""
+def load_spec(recipe: Recipe, device: str, cutting: Cutting | None = None) -> LoadSpec:
+    """Return what to load for the recipe on `device`, in the model room's terms; the whole model without a cutting."""
     is_bf16 = recipe.bf16 if isinstance(recipe.bf16, bool) else describe(device).has_bf16
+    layers = cutting.held.layers(cutting.plan) if cutting is not None else None
     return LoadSpec(
         lora=lora_spec(recipe),
+        layers=layers,
+        holds_layers=cutting is None or layers is not None,
+        ends=cutting is None or cutting.drives,
         quantization="nf4" if recipe.load_in_4bit else "none",
         compute="bfloat16" if is_bf16 else "float32",
         device=device,
@@ -82,63 +98,83 @@ def held_out_batches(recipe: Recipe, documents: Sequence[Document]) -> tuple[Mic
     return tuple(itertools.islice(in_order(documents, packing(recipe)), MAX_HELD_OUT_BATCHES))
 
 
-async def load_trainer(
-    enlisted: Enlisted, settings: LocalSettings, engine: Engine, events: EventBus, *, peer_id: str
-) -> Trainer:
-    """Load the model and the latest checkpoint of a run.
+async def load_trainer(enlisted: Enlisted, cutting: Cutting, *, device: str, events: EventBus, peer_id: str) -> Trainer:
+    """Load the layers held and the latest checkpoint of a run.
+
+    Args:
+        enlisted: The run; its model folder holds at least the tensors that `cutting` needs.
+        cutting: What to hold.
+        device: Where to compute.
+        events: Told what is odd about the checkpoint or the data.
+        peer_id: Of this node.
 
     Raises:
         ModelError: the model cannot be used.
         CheckpointError: there are checkpoints and none is whole.
     """
     recipe = enlisted.recipe
-    device = pick_device(settings.device)
-    shard = await asyncio.to_thread(load_shard, enlisted.model_folder, load_spec(recipe, device))
-    adapter = StageAdapter(0, shard.lora)
+    shard = await asyncio.to_thread(load_shard, enlisted.model_folder, load_spec(recipe, device, cutting))
+    adapters = split_adapters(shard, cutting.held.stages, cutting.plan)
     store = CheckpointStore(enlisted.folder.checkpoints, emit=events.emit)
     checkpoint = await asyncio.to_thread(store.load_latest, enlisted.fingerprint)
-    cursor = Cursor()
+    standing, unknown = Standing(0, START_HASH, 0), frozenset[int]()
     if checkpoint is not None:
-        if set(checkpoint.adapters) != {0}:
-            raise CheckpointError(f"The checkpoint holds the stages {sorted(checkpoint.adapters)}, this node holds 0.")
-        adapter.from_bytes(checkpoint.adapters[0])
-        cursor = _resume_cursor(checkpoint, enlisted, events)
-    stream = MicrobatchStream(enlisted.data.train, packing(recipe), seed=recipe.seed, salt=peer_id, cursor=cursor)
-    loop = TrainingLoop(
-        engine=engine, model=shard, adapters=(adapter,), stream=stream, events=events, seed=recipe.seed, peer_id=peer_id
-    )
+        standing = Standing(
+            checkpoint.version,
+            str(checkpoint.random.get("base_hash", START_HASH)),
+            checkpoint.counters.get("committed_tokens", 0),
+        )
+        for stage in adapters.keys() & checkpoint.adapters.keys():
+            adapters[stage].from_bytes(checkpoint.adapters[stage])
+        if checkpoint.version > 0:
+            unknown = frozenset(adapters.keys() - checkpoint.adapters.keys())
     max_steps = recipe.max_steps or 1
-    steps_per_epoch = max(1.0, enlisted.data.report.num_train_tokens / recipe.potluck.averaging.target_batch_tokens)
+    num_tokens = enlisted.data.report.num_train_tokens if enlisted.data is not None else 0
+    steps_per_epoch = max(1.0, num_tokens / recipe.potluck.averaging.target_batch_tokens)
     saver = Saver(
         store,
         fingerprint=enlisted.fingerprint,
-        data_digest=enlisted.data.report.digest,
+        data_digest=enlisted.data.report.digest if enlisted.data is not None else "",
         every_steps=recipe.save_interval(steps_per_epoch=steps_per_epoch, total_steps=max_steps)
         if recipe.save_steps is not None or recipe.saves_per_epoch is not None
         else None,
         events=events,
     )
     return Trainer(
+        cutting=cutting,
         shard=shard,
-        adapter=adapter,
-        loop=loop,
+        adapters=adapters,
+        stream=_stream(enlisted, checkpoint, events, peer_id),
         saver=saver,
         checkpoint=checkpoint,
+        standing=standing,
+        unknown=unknown,
         lineage=tuple(str(checkpoint.random.get("lineage", "")).split()) if checkpoint else (),
-        standing=Standing(
-            adapter.version,
-            str(checkpoint.random.get("base_hash", START_HASH)) if checkpoint else START_HASH,
-            adapter.committed_tokens,
-        ),
-        held_out=held_out_batches(recipe, enlisted.data.held_out),
-        optimizer=optimizer_settings(recipe),
-        schedule=ScheduleSettings(
-            learning_rate=recipe.learning_rate,
-            kind=recipe.lr_scheduler,
-            warmup_steps=recipe.warmup(max_steps),
-            total_steps=max_steps,
-        ),
+        held_out=held_out_batches(recipe, enlisted.data.held_out) if enlisted.data is not None else (),
+        rule=Rule(optimizer_settings(recipe), schedule_settings(recipe)),
         eval_every=recipe.eval_interval(steps_per_epoch=steps_per_epoch, total_steps=max_steps),
+    )
+
+
+def _stream(
+    enlisted: Enlisted, checkpoint: Checkpoint | None, events: EventBus, peer_id: str
+) -> MicrobatchStream | None:
+    """Return the microbatches of this node's own data from where it stopped, or None if it has no data."""
+    if enlisted.data is None:
+        return None
+    recipe = enlisted.recipe
+    cursor = _resume_cursor(checkpoint, enlisted.data.report.digest, events) if checkpoint is not None else Cursor()
+    return MicrobatchStream(enlisted.data.train, packing(recipe), seed=recipe.seed, salt=peer_id, cursor=cursor)
+
+
+def schedule_settings(recipe: Recipe) -> ScheduleSettings:
+    """Return the recipe's learning rate in the training room's terms."""
+    max_steps = recipe.max_steps or 1
+    return ScheduleSettings(
+        learning_rate=recipe.learning_rate,
+        kind=recipe.lr_scheduler,
+        warmup_steps=recipe.warmup(max_steps),
+        total_steps=max_steps,
     )
 
 
@@ -153,9 +189,9 @@ def optimizer_settings(recipe: Recipe) -> AdamWSettings:
     )
 
 
-def _resume_cursor(checkpoint: Checkpoint, enlisted: Enlisted, events: EventBus) -> Cursor:
+def _resume_cursor(checkpoint: Checkpoint, data_digest: str, events: EventBus) -> Cursor:
     cursor = Cursor.from_json(checkpoint.cursor)
-    if checkpoint.random.get("data") == enlisted.data.report.digest:
+    if checkpoint.random.get("data") == data_digest:
         return cursor
     events.emit(
         Fault(

@@ -9,7 +9,7 @@ from pathlib import Path
 from node.config.recipe import Recipe
 from node.core.events import AdapterSynced, Evaluated, Event, RoundFinished, Stepped
 from node.core.progress import totals
-from node.core.types import HASH_CHARS, Progress, RoundResult, RoundStatus, SwarmView
+from node.core.types import HASH_CHARS, Progress, RoundResult, RoundStatus, StagePlan, SwarmView
 from node.v1 import control_pb2
 
 _SHOWN_ROUNDS = 20
@@ -83,6 +83,7 @@ class Board:
         view: SwarmView,
         mine: Progress | None,
         recipe: Recipe | None,
+        plan: StagePlan | None,
         fingerprint: str,
         addresses: tuple[str, ...],
         tokens_seen: int,
@@ -122,7 +123,7 @@ class Board:
             answer.loss = swarm.loss
         if self._held_out is not None and self._first_held_out is not None:
             answer.held_out_loss, answer.held_out_loss_before = self._held_out, self._first_held_out
-        _add_peers(answer, view)
+        _add_peers(answer, view, plan)
         for result in self._rounds:
             answer.rounds.add(
                 version=result.version,
@@ -136,7 +137,9 @@ class Board:
         return answer
 
 
-def _add_peers(answer: control_pb2.GetStatusResponse, view: SwarmView) -> None:
+def _add_peers(answer: control_pb2.GetStatusResponse, view: SwarmView, plan: StagePlan | None) -> None:
+    if plan is not None:
+        answer.num_stages, answer.num_layers = plan.num_stages, plan.num_layers
     for peer in view.peers:
         entry = answer.peers.add(
             peer_id=peer.peer_id,
@@ -145,7 +148,14 @@ def _add_peers(answer: control_pb2.GetStatusResponse, view: SwarmView) -> None:
             is_me=peer.peer_id == view.me,
             tokens_given=peer.tokens_given,
             addresses=peer.addresses,
+            first_stage=peer.shard.first_stage,
+            stop_stage=peer.shard.stop_stage,
+            drives=peer.drives,
         )
+        if plan is not None and len(peer.shard) and peer.shard.stop_stage <= plan.num_stages:
+            layers = peer.shard.layers(plan)
+            assert layers is not None, "a shard with stages has layers"
+            entry.first_layer, entry.stop_layer = layers.start, layers.stop
         if peer.loss is not None:
             entry.loss = peer.loss
         if peer.progress is not None:

@@ -11,35 +11,33 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
-from node.assembly import Trainer, load_spec, load_trainer
-from node.averaging.gradient import GradientStrategy, LoopWork, Rule
+from node.assembly import Cutting, load_spec, load_trainer
 from node.board import Board
 from node.config.local import LocalSettings
-from node.core.errors import NodeError, PeerBusy, PeerError, ProtocolViolation, SwarmError
-from node.core.events import AdapterSynced, EventBus, Fault, Listening, StateChanged
+from node.core.errors import NodeError, PeerBusy
+from node.core.events import EventBus, Holding, Listening, StateChanged
 from node.core.lifecycle import LIVE, Signal, State, next_state
-from node.core.progress import peer_ahead
-from node.core.types import Peer, PeerState, Progress, Shard, Standing, SwarmView
+from node.core.routing import layers_text
+from node.core.types import NO_SHARD, Peer, PeerState, Shard, SwarmView
 from node.enlist import Enlisted, Request, found, join
-from node.host.devices import pick_device
+from node.holding import Room, pick_shard
+from node.host.devices import describe, pick_device
 from node.host.home import Home
+from node.host.shapes import ModelShape
 from node.listening import listen_addresses, remember_port
+from node.loaded import Host, Loaded
+from node.model.families import read_config
 from node.network.dht import RECORD_LIFETIME_S, DhtMembership
-from node.network.door import Door, StageState, fetch_state
+from node.network.door import Door, StageState
 from node.network.processes import RunningP2P, start_p2p
-from node.rounds import Rounds
 from node.swarm import Heartbeat
+from node.syncing import Sync
+from node.training.checkpoint import CheckpointStore
 from node.training.engine import Engine
-from node.training.state import decode, encoded_size_limit
 from node.trust.identity import Identity
 from node.trust.seal import SealedRun
-from node.upkeep import Upkeep
 from node.v1 import control_pb2
 from node.weights import ensure_weights, serving_weights
-
-_SYNC_RETRY_S = 1.0
-_MAX_BACKLOG_STEPS = 4
-"""A node whose rounds do not commit stops adding to its gradient after this many steps' worth of tokens."""
 
 
 class Daemon:
@@ -70,11 +68,10 @@ class Daemon:
         self._addresses: tuple[str, ...] = ()
         self._running: RunningP2P | None = None
         self._enlisted: Enlisted | None = None
-        self._trainer: Trainer | None = None
-        self._strategy: GradientStrategy | None = None
         self._heartbeat: Heartbeat | None = None
-        self._rounds: Rounds | None = None
-        self._upkeep: Upkeep | None = None
+        self._loaded: Loaded | None = None
+        self._sync: Sync | None = None
+        self._cutting: Cutting | None = None
         self._is_finished = False
         self._background: list[asyncio.Task[None]] = []
 
@@ -90,7 +87,7 @@ class Daemon:
             State.STARTING: self._start,
             State.JOINING: self._join,
             State.LOADING: self._load,
-            State.SYNCING: self._sync,
+            State.SYNCING: self._catch_up,
             State.TRAINING: self._train,
             State.DRAINING: self._drain,
         }
@@ -178,126 +175,82 @@ class Daemon:
         return Signal.ASSIGNED
 
     async def _load(self) -> Signal:
-        """Load the model, the adapter and the latest checkpoint."""
+        """Choose the stages to hold; load them, the adapters and the latest checkpoint."""
         assert self._enlisted is not None
         assert self._running is not None
         assert self._heartbeat is not None
-        spec = load_spec(self._enlisted.recipe, pick_device(self._settings.device))
-        enlisted, heartbeat = self._enlisted, self._heartbeat
+        device = pick_device(self._settings.device)
+        view = await self._heartbeat.beat()
+        room, cutting = await asyncio.to_thread(self._choose, device, view)
+        self._cutting = cutting
+        enlisted, heartbeat, spec = self._enlisted, self._heartbeat, load_spec(self._enlisted.recipe, device, cutting)
         folder = await ensure_weights(
             enlisted.base, self._running, lambda: enlisted.neighbours(heartbeat.view), spec, self._say
         )
         self._enlisted = enlisted.with_model_folder(folder)
         trainer = await load_trainer(
-            self._enlisted, self._settings, self._engine, self._events, peer_id=self._identity.peer_id
+            self._enlisted,
+            cutting,
+            device=device,
+            events=self._events,
+            peer_id=self._identity.peer_id,
         )
         if trainer.checkpoint is not None:
             self._board.restore(dict(trainer.checkpoint.counters))
-        self._trainer = trainer
-        self._strategy = GradientStrategy(
-            engine=self._engine,
-            adapters=(trainer.adapter,),
-            work=LoopWork(trainer.loop, trainer.adapter),
-            rule=Rule(trainer.optimizer, trainer.schedule),
-            standing=trainer.standing,
-            num_stages=1,
-            events=self._events,
-        )
-        self._rounds = Rounds(
-            strategy=self._strategy,
-            num_stages=1,
+        host = Host(self._running, self._heartbeat, self._engine, self._board, self._events, lambda: self.state)
+        loaded = Loaded(host, self._enlisted, trainer, max_graphs=room.num_graphs(cutting.held))
+        await loaded.open()
+        self._cleanup.push_async_callback(loaded.close)
+        self._loaded = loaded
+        self._sync = Sync(
             running=self._running,
-            heartbeat=self._heartbeat,
-            enlisted=self._enlisted,
-            lineage=trainer.lineage,
-            events=self._events,
-            progress=self._progress,
-        )
-        self._upkeep = Upkeep(
-            trainer=trainer,
-            strategy=self._strategy,
-            rounds=self._rounds,
-            board=self._board,
-            engine=self._engine,
+            fingerprint=self._enlisted.fingerprint,
+            adapters=trainer.adapters,
+            unknown=trainer.unknown,
+            rounds=loaded.rounds,
+            progress=loaded.progress,
             events=self._events,
         )
-        await self._rounds.open()
-        self._cleanup.push_async_callback(self._rounds.close)
         return Signal.LOADED
 
-    async def _sync(self) -> Signal:
+    def _choose(self, device: str, view: SwarmView) -> tuple[Room, Cutting]:
+        """Return what fits here, and what of it to hold."""
+        enlisted = self._enlisted
+        assert enlisted is not None
+        drives = enlisted.data is not None
+        shape = ModelShape.of(read_config(enlisted.model_folder))
+        bf16 = load_spec(enlisted.recipe, device).compute == "bfloat16"
+        room = Room.of(enlisted.recipe, shape, describe(device), self._settings, drives=drives, bf16=bf16)
+        held = CheckpointStore(enlisted.folder.checkpoints, read_only=True).latest_stages(enlisted.fingerprint)
+        others = [peer for peer in view.peers if peer.peer_id != view.me]
+        shard = pick_shard(room, self._settings, others, before=held, lends=not drives)
+        self._events.emit(Holding(shard.first_stage, shard.stop_stage, room.plan.num_stages, _layers(shard, room)))
+        return room, Cutting(room.plan, shard, drives)
+
+    async def _catch_up(self) -> Signal:
         """Follow the swarm's lineage if it is ahead of this node's."""
         assert self._heartbeat is not None
-        assert self._rounds is not None
-        while True:
-            view = await self._heartbeat.beat()
-            ahead = peer_ahead(view, self._progress())
-            if ahead is None:
-                self._rounds.end_sync()
-                return Signal.SYNCED
-            try:
-                await self._fetch_from(ahead)
-            except PeerBusy:
-                await asyncio.sleep(_SYNC_RETRY_S)
-            except (PeerError, SwarmError, NodeError) as error:
-                self._events.emit(Fault(error.message, "Trying again, with another peer if there is one."))
-                await asyncio.sleep(_SYNC_RETRY_S)
-
-    async def _fetch_from(self, peer: Peer) -> None:
-        assert self._running is not None
-        assert self._enlisted is not None
-        assert self._trainer is not None
-        assert self._rounds is not None
-        mine = self._progress()
-        layout = self._trainer.adapter.layout
-        fetched = await fetch_state(
-            self._running.p2p,
-            peer.peer_id,
-            fingerprint=self._enlisted.fingerprint,
-            stage=0,
-            max_bytes=encoded_size_limit(layout),
-        )
-        state = await asyncio.to_thread(decode, fetched.data, layout)
-        if state.version != fetched.version:
-            raise ProtocolViolation("A peer sent a state of another version than it said.", peer_id=peer.peer_id)
-        standing = Standing(state.version, fetched.base_hash, state.committed_tokens)
-        await self._rounds.adopt({0: state}, standing, fetched.lineage)
-        reason = "another lineage had more tokens" if mine.committed_tokens else "joined the swarm"
-        self._events.emit(AdapterSynced(peer.peer_id, state.version, len(fetched.data), reason))
+        assert self._loaded is not None
+        assert self._sync is not None
+        while not await self._sync.step(await self._heartbeat.beat()):
+            pass
+        self._loaded.rounds.end_sync()
+        return Signal.SYNCED
 
     async def _train(self) -> Signal:
         """Train until the run is finished or this node fell behind."""
-        assert self._trainer is not None
-        assert self._rounds is not None
-        assert self._upkeep is not None
-        assert self._enlisted is not None
-        max_steps = self._enlisted.recipe.max_steps or 1
-        rounds = asyncio.create_task(self._rounds.run(self._nudge), name="rounds")
-        try:
-            while self._progress().version < max_steps:
-                if rounds.done():
-                    return rounds.result()
-                if self._trainer.adapter.tokens >= _MAX_BACKLOG_STEPS * self._target_tokens():
-                    await asyncio.sleep(0.2)  # rounds do not commit: more gradient would only be staler
-                    continue
-                await self._trainer.loop.train_one()
-                await self._rounds.step_if_alone()
-                self._nudge.set()
-                await self._upkeep.between_microbatches()
-            self._is_finished = True
-            return Signal.STOP_REQUESTED
-        finally:
-            rounds.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await rounds
+        assert self._loaded is not None
+        signal = await self._loaded.train(self._nudge)
+        self._is_finished = self._loaded.is_finished
+        return signal
 
     async def _drain(self) -> Signal:
         """Let a round end, score, save."""
-        if self._rounds is not None and self._upkeep is not None:
-            await self._rounds.settle()
-            await self._upkeep.save_now()
+        if self._loaded is not None:
+            await self._loaded.rounds.settle()
+            await self._loaded.upkeep.save_now()
             if self._is_finished:
-                await self._upkeep.evaluate()
+                await self._loaded.upkeep.evaluate()
         return Signal.DRAINED
 
     async def _close(self) -> None:
@@ -318,9 +271,9 @@ class Daemon:
         Raises:
             NodeError: nothing is loaded yet, or the disk is full or read-only.
         """
-        if self._upkeep is None:
+        if self._loaded is None:
             raise NodeError("The node is still loading: there is nothing to save yet.")
-        return await self._upkeep.save_now()
+        return await self._loaded.upkeep.save_now()
 
     # --- what others see -------------------------------------------------------------------------------------
 
@@ -340,60 +293,50 @@ class Daemon:
         """Return a stage's adapter and moments, and where they stand, for a newcomer.
 
         Raises:
-            PeerBusy: this node is itself not ready.
+            PeerBusy: this node is itself not ready, or does not hold that stage.
         """
-        if self._strategy is None or self._rounds is None or self._life is not State.TRAINING or stage != 0:
+        loaded = self._loaded
+        if loaded is None or self._life is not State.TRAINING or not loaded.cutting.held.holds(stage):
             raise PeerBusy(f"I am {self._life.value}", peer_id=self._identity.peer_id, retry_after_s=2)
-        await self._strategy.settled()
-        lineage = self._rounds.lineage
-        exported = await self._strategy.export(stage)
+        await loaded.strategy.settled()
+        lineage = loaded.rounds.lineage
+        exported = await loaded.strategy.export(stage)
         return StageState(exported.data, lineage, exported.standing.version, exported.standing.base_hash)
 
     def status(self) -> control_pb2.GetStatusResponse:
         """Return the swarm as this node sees it."""
         view = self._heartbeat.view if self._heartbeat else SwarmView(self._identity.peer_id, ())
-        mine = self._progress() if self._strategy else None
+        loaded = self._loaded
         return self._board.status(
             state=self._life.value,
             view=view,
-            mine=mine,
+            mine=loaded.progress() if loaded else None,
             recipe=self._enlisted.recipe if self._enlisted else None,
+            plan=self._cutting.plan if self._cutting else None,
             fingerprint=self._enlisted.fingerprint if self._enlisted else "",
             addresses=self._addresses,
-            tokens_seen=self._trainer.loop.tokens_seen if self._trainer else 0,
-            towards_next=self._rounds.tokens_towards_next() if self._rounds else 0,
-        )
-
-    def _target_tokens(self) -> int:
-        assert self._enlisted is not None
-        return self._enlisted.recipe.potluck.averaging.target_batch_tokens
-
-    def _progress(self) -> Progress:
-        """Return this node's progress, as it is now."""
-        assert self._strategy is not None
-        assert self._trainer is not None
-        standing = self._strategy.standing
-        return Progress(
-            version=standing.version,
-            base_hash=standing.base_hash,
-            committed_tokens=standing.committed_tokens,
-            tokens=self._trainer.adapter.tokens,
-            tokens_per_s=self._trainer.loop.tokens_per_s,
-            at_s=time.time(),
-            hashes=standing.hashes,
+            tokens_seen=loaded.pace.tokens_seen if loaded else 0,
+            towards_next=loaded.rounds.tokens_towards_next() if loaded else 0,
         )
 
     def _describe(self) -> Peer:
         """Return this node as it announces itself."""
+        loaded, cutting = self._loaded, self._cutting
         return Peer(
             peer_id=self._identity.peer_id,
             name=self._settings.name,
             addresses=self._addresses[:8],
-            shard=Shard(0, 1),
+            shard=cutting.held if cutting else NO_SHARD,
             state=self.state,
-            loss=self._trainer.loop.loss if self._trainer else None,
-            tokens_given=self._upkeep.tokens_given if self._upkeep else 0,
-            progress=self._progress() if self._strategy else None,
+            loss=loaded.pace.loss if loaded else None,
+            tokens_given=loaded.upkeep.tokens_given if loaded else 0,
+            progress=loaded.progress() if loaded else None,
             expires_at_s=time.time() + RECORD_LIFETIME_S,
-            session=self._strategy.session if self._strategy else "",
+            session=loaded.strategy.session if loaded else "",
+            drives=bool(self._enlisted and self._enlisted.data is not None),
         )
+
+
+def _layers(shard: Shard, room: Room) -> str:
+    layers = shard.layers(room.plan)
+    return layers_text(layers.start, layers.stop) if layers is not None else "no layers"

@@ -7,12 +7,12 @@ a wrong clock, an address where nobody is.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from node.agreed import num_stages, refuse_to_lend_a_whole_model, resolved, total_steps
 from node.base_model import Joining, base_of_joiner, whole_base
 from node.config.recipe import Recipe, differing_fields
 from node.config.sections import DatasetSpec
@@ -44,6 +44,8 @@ class Request:
     """Files and folders that replace the recipe's `datasets`."""
     base_model: str | None = None
     """Where the base model is on this machine, if not where the recipe says."""
+    lend: bool = False
+    """Train on no data here: only hold stages for others."""
     fresh: bool = False
     """Start the run over; what there was is moved aside."""
     model_cache: Path = field(default_factory=Path)
@@ -57,7 +59,8 @@ class Enlisted:
     recipe: Recipe
     base: BaseWeights
     """The base model as far as it is here; `ensure_weights` brings what a shard needs of the rest."""
-    data: PreparedData
+    data: PreparedData | None
+    """None for a node that only lends its stages."""
     folder: RunFolder
     known_addresses: tuple[str, ...]
     """Peers to dial: the one given, and the ones met before."""
@@ -108,13 +111,14 @@ async def found(request: Request, home: Home, identity: Identity, say: Say) -> E
         stored = None
     if stored is not None:
         sealed = stored.load_seal()
-        recipe = _resolved(recipe, Recipe.from_shared_json(sealed.seal.recipe).max_steps)
-        data = await _prepare_data(recipe, base.folder, say)
+        agreed = Recipe.from_shared_json(sealed.seal.recipe)
+        recipe = resolved(recipe, agreed.max_steps, agreed.potluck.stages)
+        data = None if request.lend else await _prepare_data(recipe, base.folder, say)
         folder = stored
         home.create_run(sealed.seal.fingerprint)
     else:
-        data = await _prepare_data(recipe, base.folder, say)
-        recipe = _resolved(recipe, _total_steps(recipe, data))
+        data = None if request.lend else await _prepare_data(recipe, base.folder, say)
+        recipe = resolved(recipe, total_steps(recipe, data), num_stages(recipe, base.folder))
         fingerprint = recipe.fingerprint(base.identity.digest)
         seal = RunSeal(
             fingerprint=fingerprint, recipe=recipe.shared_json(), model=base.identity, founded_at_s=time.time()
@@ -166,7 +170,8 @@ async def join(request: Request, home: Home, running: RunningP2P, say: Say) -> E
             "This version of Potluck reads the swarm's recipe differently than its founder did.",
             hint="Install the same version of Potluck on all machines.",
         )
-    data = await _prepare_data(recipe, base.folder, say)
+    refuse_to_lend_a_whole_model(recipe, lends=request.lend)
+    data = None if request.lend else await _prepare_data(recipe, base.folder, say)
     if request.fresh and folder.path.exists():
         say(f"What this node had of the run was moved to {home.archive_run(folder)}.")
     folder = home.create_run(sealed.seal.fingerprint)
@@ -232,7 +237,8 @@ def _duration(seconds: float) -> str:
 
 
 def _refuse_other_recipe(mine: Recipe, theirs: Recipe) -> None:
-    mine = _resolved(mine, mine.max_steps or theirs.max_steps)
+    stages = theirs.potluck.stages if mine.potluck.stages == "auto" else mine.potluck.stages
+    mine = resolved(mine, mine.max_steps or theirs.max_steps, stages)
     different = differing_fields(mine, theirs)
     if different:
         lines = "\n".join(f"  {name}: {a!r} here, {b!r} in the swarm" for name, a, b in different[:20])
@@ -246,7 +252,8 @@ async def _prepare_data(recipe: Recipe, model_folder: Path, say: Say) -> Prepare
     if not recipe.datasets:
         raise DataError(
             "There is nothing to train on.",
-            hint="Give this node's own data with --data FILE (jsonl, json, csv, parquet, text, or a folder of them).",
+            hint="Give this node's own data with --data FILE (jsonl, json, csv, parquet, text, or a folder of them), "
+            "or lend this machine to others with --lend.",
         )
 
     def work() -> PreparedData:
@@ -266,21 +273,6 @@ def _with_data(recipe: Recipe, paths: Sequence[Path]) -> Recipe:
     if not paths:
         return recipe
     return recipe.with_local({"datasets": tuple(DatasetSpec(path=str(path)).model_dump() for path in paths)})
-
-
-def _resolved(recipe: Recipe, max_steps: int | None) -> Recipe:
-    """Return the recipe with its number of steps fixed: every peer must see the same end and the same schedule."""
-    return recipe.model_copy(update={"max_steps": max_steps, "num_epochs": None})
-
-
-def _total_steps(recipe: Recipe, data: PreparedData) -> int:
-    """`num_epochs` means passes over the founder's data; the swarm together makes as many steps."""
-    if recipe.num_epochs is None:
-        assert recipe.max_steps is not None, "a recipe has one of the two"
-        return recipe.max_steps
-    tokens = sum(len(document) for document in data.train) * recipe.num_epochs
-    steps = max(1, math.ceil(tokens / recipe.potluck.averaging.target_batch_tokens))
-    return min(steps, recipe.max_steps or steps)
 
 
 def _find_stored(home: Home, origin: str) -> RunFolder | None:

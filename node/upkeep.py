@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from node.assembly import Trainer
 from node.averaging.gradient import GradientStrategy
 from node.board import Board
 from node.core.events import Evaluated, EventBus
 from node.rounds import Rounds
-from node.training.engine import Engine
-from node.training.evaluate import score
+from node.training.evaluate import Score
 from node.training.saver import Snapshot
 
 
@@ -24,15 +24,16 @@ class Upkeep:
         strategy: GradientStrategy,
         rounds: Rounds,
         board: Board,
-        engine: Engine,
         events: EventBus,
+        score: Callable[[], Awaitable[Score | None]],
     ) -> None:
+        """Set up; `score` scores the held-out split."""
         self._trainer = trainer
         self._strategy = strategy
         self._rounds = rounds
         self._board = board
-        self._engine = engine
         self._events = events
+        self._score = score
         self._given_before = board.tokens_given
         self._scored_version = -1
         self._saving: asyncio.Task[None] | None = None
@@ -68,7 +69,7 @@ class Upkeep:
         if not self._trainer.held_out or version == self._scored_version or (only_if_due and not is_due):
             return
         self._scored_version = version
-        result = await score(self._engine, self._trainer.shard, self._trainer.held_out)
+        result = await self._score()
         if result is not None:
             self._events.emit(Evaluated(version, result.loss, result.labels))
 

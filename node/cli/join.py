@@ -29,6 +29,7 @@ def command(address: str, recipe_path: Path | None, **options: Any) -> None:
 
     \b
     potluck join /ip4/192.168.1.20/tcp/4040/p2p/Qm… --data theirs.jsonl
+    potluck join /ip4/192.168.1.20/tcp/4040/p2p/Qm… --lend
     """
     recipe = None
     if recipe_path is not None:

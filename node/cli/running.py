@@ -38,6 +38,24 @@ _OPTIONS = (
     ),
     click.option("--base-model", help="Where the base model is on this machine: a folder, a .gguf file or a hub name."),
     click.option("--device", help="auto, cpu, cuda or cuda:N."),
+    click.option(
+        "--stages",
+        metavar="auto|all|none|A-B",
+        help="Parts of the model to hold, where the run cuts it. auto: what the swarm lacks most and fits here; none: "
+        "only train, through others; 0-3: these.",
+    ),
+    click.option(
+        "--max-memory",
+        "max_memory_gb",
+        type=click.FloatRange(0, 1e6, min_open=True),
+        metavar="GB",
+        help="Use no more of the device's memory than this.",
+    ),
+    click.option(
+        "--lend",
+        is_flag=True,
+        help="Train on no data here: hold parts of the model for others, which send hidden states, never text.",
+    ),
     click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads to train with."),
     click.option("--name", help="This node's name on the others' screens."),
     click.option("--fresh", is_flag=True, help="Begin the run anew; what there was is moved aside, not deleted."),
@@ -68,6 +86,7 @@ def run_node(
     home: Path,
     base_model: str | None,
     fresh: bool,
+    lend: bool,
     log_format: str,
     quiet: bool,
     resume_command: str,
@@ -82,6 +101,7 @@ def run_node(
         home: The node's home.
         base_model: Where the base model is on this machine.
         fresh: Begin the run anew.
+        lend: Hold stages for others, and train on no data.
         log_format: `text` or `json`.
         quiet: Print errors only.
         resume_command: What the person types to go on later.
@@ -94,6 +114,8 @@ def run_node(
     from node.enlist import Request
     from node.host.home import Home
 
+    if lend and data:
+        raise click.UsageError("--lend and --data exclude each other: with data, this node lends its stages anyway.")
     settings = load_local(None, **machine)
     place = Home(home)
     place.acquire()
@@ -104,6 +126,7 @@ def run_node(
             data=tuple(data),
             base_model=base_model,
             fresh=fresh,
+            lend=lend,
             model_cache=model_cache(),
         )
         code = asyncio.run(_live(place, settings, request, log_format, quiet=quiet, resume_command=resume_command))

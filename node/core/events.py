@@ -38,6 +38,17 @@ class Listening(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Holding(Event):
+    """The node has decided which stages to hold; half-open, both 0 for none."""
+
+    first_stage: int
+    stop_stage: int
+    num_stages: int
+    layers: str
+    """For people."""
+
+
+@dataclass(frozen=True, slots=True)
 class MicrobatchDone(Event):
     """One microbatch of this node's own data went forward and backward."""
 

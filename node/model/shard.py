@@ -176,6 +176,12 @@ class ModelShard:
             hidden = self.forward(self.embed(input_ids), batch.lengths)
             return float(self.loss_sum(hidden, labels, batch.lengths))
 
+    def evaluate_hidden(self, hidden: Tensor, batch: Microbatch) -> float:
+        """Return the loss sum in nats of a microbatch whose hidden states [T, H] came out of the last layer."""
+        _, labels = self.tensors(batch)
+        with torch.no_grad():
+            return float(self.loss_sum(hidden, labels, batch.lengths))
+
     def logits(self, input_ids: Tensor, lengths: Sequence[int], *, adapter: bool = True) -> Tensor:
         """Return the logits [T, V] of the tokens [T] in documents of these lengths, without a gradient."""
         self.step.adapter, self.step.dropout_seed = adapter, None

@@ -19,15 +19,19 @@ from node.core.events import (
     Evaluated,
     Event,
     Fault,
+    Holding,
     MicrobatchDone,
+    MicrobatchRetried,
     PeerLost,
     PeerSeen,
     RoundFinished,
+    StagesFound,
+    StagesMissing,
     StateChanged,
     Stepped,
 )
 from node.core.types import RoundStatus
-from node.observe.status import human_peers, human_seconds, perplexity
+from node.observe.status import human_layers, human_peers, human_seconds, perplexity
 from node.v1 import control_pb2
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -55,6 +59,17 @@ def headline(event: Event) -> str | None:
         case PeerSeen(_, name):
             return f"{name} is here"
         case PeerLost(_, reason):
+            return reason
+        case Holding(first, stop, num_stages, layers) if num_stages > 1:
+            held = (
+                f"stages {first}-{stop - 1}" if stop - first > 1 else f"stage {first}" if stop > first else "no stage"
+            )
+            return f"this node holds {held} of {num_stages} ({layers})"
+        case StagesMissing(message, hint):
+            return f"{message} {hint}".strip()
+        case StagesFound():
+            return "all layers are here; training goes on"
+        case MicrobatchRetried(_, reason):
             return reason
         case AdapterSynced(peer_id, version, size, reason):
             return f"fetched step {version} from …{peer_id[-6:]} ({size / 1e6:.1f} MB): {reason}"
@@ -139,7 +154,8 @@ class LiveProgress:
         rows.add_row("speed", Text(f"{status.tokens_per_s:.0f} tokens/s, {human_peers(len(status.peers))}"))
         for peer in status.peers:
             mark = "this node" if peer.is_me else f"…{peer.peer_id[-6:]}"
-            rows.add_row("", Text(f"{peer.name} ({mark})  {peer.state}  {peer.tokens_per_s:.0f} tokens/s"))
+            layers = f"  {human_layers(peer)}" if status.num_stages > 1 else ""
+            rows.add_row("", Text(f"{peer.name} ({mark})  {peer.state}{layers}  {peer.tokens_per_s:.0f} tokens/s"))
         news = [Text(line, style="dim") for line in self._news]
         return Group(Text(f"potluck · {status.state}", style="bold"), rows, *news)
 

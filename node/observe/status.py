@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from node.core.routing import layers_text
 from node.v1 import control_pb2
 
 
@@ -32,6 +33,19 @@ def human_seconds(seconds: float) -> str:
 def human_peers(count: int) -> str:
     """Return how many peers there are, as people say it."""
     return "alone" if count <= 1 else f"{count} peers"
+
+
+def human_layers(peer: control_pb2.PeerStatus) -> str:
+    """Return which decoder layers a peer holds, as people read it; the last one is included."""
+    if peer.stop_layer <= peer.first_layer:
+        return "no layers"
+    return layers_text(peer.first_layer, peer.stop_layer)
+
+
+def missing_layers(status: control_pb2.GetStatusResponse) -> list[int]:
+    """Return the decoder layers that no peer holds."""
+    held = {layer for peer in status.peers for layer in range(peer.first_layer, min(peer.stop_layer, 1 << 16))}
+    return [layer for layer in range(status.num_layers) if layer not in held]
 
 
 def perplexity(loss: float) -> float:
@@ -64,6 +78,10 @@ def _facts(status: control_pb2.GetStatusResponse) -> list[tuple[str, str]]:
         ("adapter", f"{status.adapter_hash[:16]}"),
         ("swarm", f"{human_peers(len(status.peers))}, {status.tokens_per_s:.0f} tokens/s"),
     ]
+    if status.num_stages > 1:
+        missing = missing_layers(status)
+        held = f"nobody holds {len(missing)} of them, from {missing[0]} on" if missing else "all are held"
+        facts.append(("layers", f"{status.num_layers} in {status.num_stages} stages, {held}"))
     if status.HasField("loss"):
         facts.append(("loss", f"{status.loss:.3f}"))
     if status.HasField("held_out_loss"):
@@ -85,8 +103,11 @@ def _facts(status: control_pb2.GetStatusResponse) -> list[tuple[str, str]]:
 
 def _peers(status: control_pb2.GetStatusResponse) -> Table:
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for column in ("peer", "state", "step", "adapter", "tokens/s", "loss", "tokens given"):
-        table.add_column(column, justify="left" if column in {"peer", "state", "adapter"} else "right")
+    is_cut = status.num_stages > 1
+    columns = ["peer", "state", *(["layers"] if is_cut else []), "step", "adapter", "tokens/s", "loss", "tokens given"]
+    for column in columns:
+        is_text = column in {"peer", "state", "adapter", "layers"}
+        table.add_column(column, justify="left" if is_text else "right")
     for peer in status.peers:
         name = Text(f"{peer.name} …{peer.peer_id[-6:]}")
         if peer.is_me:
@@ -95,6 +116,7 @@ def _peers(status: control_pb2.GetStatusResponse) -> Table:
         table.add_row(
             name,
             peer.state,
+            *([human_layers(peer)] if is_cut else []),
             str(peer.version),
             peer.adapter_hash[:8],
             f"{peer.tokens_per_s:.0f}",

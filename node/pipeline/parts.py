@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from node.core.events import EventBus
-from node.core.types import PeerId, Shard, StagePlan, SwarmView
+from node.core.types import Microbatch, PeerId, Shard, StagePlan, SwarmView
 from node.data.stream import MicrobatchStream
 from node.model.shard import ModelShard
 from node.network.activations import ActivationCodec
@@ -23,7 +23,8 @@ from node.pipeline.server import StageServer
 from node.pipeline.texts import Texts
 from node.pipeline.wire import Wire
 from node.training.adapter import StageAdapter
-from node.training.engine import Engine
+from node.training.engine import Engine, Priority
+from node.training.evaluate import Score
 from node.training.stage import StageRunner
 
 
@@ -72,6 +73,27 @@ class Pipeline:
     async def close(self) -> None:
         """Serve no more."""
         await self.transport.close()
+
+
+    async def score(self, shard: ModelShard, engine: Engine, batches: Iterable[Microbatch]) -> Score | None:
+        """Return the mean loss over `batches`, through all stages, or None if they hold no label.
+
+        Args:
+            shard: This node's, with the ends.
+            engine: The thread that owns it.
+            batches: Of this node's own data.
+
+        Raises:
+            SwarmError: some stage has no holder that answers.
+        """
+        total, labels = 0.0, 0
+        for batch in batches:
+            ids, _ = shard.tensors(batch)
+            hidden = await engine.run(Priority.OWN, shard.embed, ids)
+            hidden = await self.inference.run(hidden, batch.lengths, adapter=True)
+            total += await engine.run(Priority.OWN, shard.evaluate_hidden, hidden, batch)
+            labels += batch.num_labels
+        return Score(total / labels, labels) if labels else None
 
 
 @dataclass(frozen=True)

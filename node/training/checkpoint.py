@@ -169,6 +169,15 @@ class CheckpointStore:
             )
         return None
 
+    def latest_stages(self, fingerprint: str) -> tuple[int, ...]:
+        """Return the stages in the newest generation of this run by its manifest alone; none if there is none."""
+        for _, path in reversed(self._generations()):
+            with contextlib.suppress(CheckpointError):
+                manifest = _read_manifest(path / _MANIFEST)
+                if manifest.fingerprint == fingerprint:
+                    return tuple(sorted(_stage_of(name) for name in manifest.files if name != _BOOKMARK))
+        return ()
+
     def _generations(self) -> list[tuple[int, Path]]:
         """Return number and folder of each generation, oldest first."""
         found = ((_GENERATION.fullmatch(path.name), path) for path in self._entries(_GENERATION))
@@ -250,11 +259,15 @@ def _read(path: Path) -> Checkpoint:
     return Checkpoint(
         fingerprint=manifest.fingerprint,
         version=manifest.version,
-        adapters={int(name.split("-")[1].split(".")[0]): data for name, data in contents.items()},
+        adapters={_stage_of(name): data for name, data in contents.items()},
         cursor=bookmark.cursor,
         counters=bookmark.counters,
         random=bookmark.random,
     )
+
+
+def _stage_of(name: str) -> int:
+    return int(name.split("-")[1].split(".")[0])
 
 
 def _read_manifest(path: Path) -> _Manifest:

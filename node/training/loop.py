@@ -67,7 +67,7 @@ class TrainingLoop:
         self._salt = f"{seed}:{peer_id}"
         self._ahead: tuple[Microbatch, Cursor] | None = None
         self._done_cursor = stream.cursor
-        self._pace = Pace()
+        self.pace = Pace()
 
     async def train_one(self) -> bool:
         """Train the next microbatch; False if the stream has no more."""
@@ -109,26 +109,11 @@ class TrainingLoop:
         """Passes over the node's data, as handed out."""
         return self._stream.epoch
 
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens through the model per second, over the last seconds."""
-        return self._pace.tokens_per_s
-
-    @property
-    def loss(self) -> float | None:
-        """Mean loss of the latest microbatches, in nats per label."""
-        return self._pace.loss
-
-    @property
-    def tokens_seen(self) -> int:
-        """Tokens through the model since the start."""
-        return self._pace.tokens_seen
-
     def _take(self) -> tuple[Microbatch, Cursor] | None:
         batch = next(self._iterator, None)
         return None if batch is None else (batch, self._stream.cursor)
 
     def _note(self, batch: Microbatch, loss_sum: float, seconds: float) -> None:
-        self._pace.note(tokens=batch.num_tokens, labels=batch.num_labels, loss_sum=loss_sum)
+        self.pace.note(tokens=batch.num_tokens, labels=batch.num_labels, loss_sum=loss_sum)
         loss = loss_sum / batch.num_labels if batch.num_labels else 0.0
         self._events.emit(MicrobatchDone(batch.id, loss, batch.num_tokens, batch.num_labels, seconds))

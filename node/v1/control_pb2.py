@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15node/v1/control.proto\x12\x07node.v1\"\x12\n\x10GetStatusRequest\"\xce\x04\n\x11GetStatusResponse\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\x12\n\nbase_model\x18\x05 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12\x0c\n\x04home\x18\x07 \x01(\t\x12\x0f\n\x07version\x18\x08 \x01(\x04\x12\x11\n\tmax_steps\x18\t \x01(\x04\x12\x14\n\x0c\x61\x64\x61pter_hash\x18\n \x01(\t\x12\x1b\n\x13tokens_towards_next\x18\x0b \x01(\x04\x12\x1b\n\x13target_batch_tokens\x18\x0c \x01(\x04\x12\x14\n\x0ctokens_per_s\x18\r \x01(\x01\x12\x11\n\x04loss\x18\x0e \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rheld_out_loss\x18\x0f \x01(\x01H\x01\x88\x01\x01\x12!\n\x14held_out_loss_before\x18\x10 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0cseconds_left\x18\x11 \x01(\x01H\x03\x88\x01\x01\x12\x1d\n\x05given\x18\x12 \x01(\x0b\x32\x0e.node.v1.Given\x12\"\n\x05peers\x18\x13 \x03(\x0b\x32\x13.node.v1.PeerStatus\x12\x1e\n\x06rounds\x18\x14 \x03(\x0b\x32\x0e.node.v1.Round\x12\x10\n\x08uptime_s\x18\x15 \x01(\x01\x12\x10\n\x08run_name\x18\x16 \x01(\tB\x07\n\x05_lossB\x10\n\x0e_held_out_lossB\x17\n\x15_held_out_loss_beforeB\x0f\n\r_seconds_left\"|\n\x05Given\x12\x13\n\x0btokens_seen\x18\x01 \x01(\x04\x12\x18\n\x10tokens_committed\x18\x02 \x01(\x04\x12\x18\n\x10rounds_committed\x18\x03 \x01(\x04\x12\x16\n\x0erounds_dropped\x18\x04 \x01(\x04\x12\x12\n\nbytes_sent\x18\x05 \x01(\x04\"\xcb\x01\n\nPeerStatus\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05is_me\x18\x04 \x01(\x08\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\x14\n\x0c\x61\x64\x61pter_hash\x18\x06 \x01(\t\x12\x14\n\x0ctokens_per_s\x18\x07 \x01(\x01\x12\x11\n\x04loss\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0ctokens_given\x18\t \x01(\x04\x12\x11\n\taddresses\x18\n \x03(\tB\x07\n\x05_loss\"~\n\x05Round\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0f\n\x07members\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12\x12\n\nbytes_sent\x18\x06 \x01(\x04\x12\x0e\n\x06reason\x18\x07 \x01(\t\"\x17\n\x15SaveCheckpointRequest\")\n\x16SaveCheckpointResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\"\r\n\x0bStopRequest\"\x0e\n\x0cStopResponse2\xd5\x01\n\x07\x43ontrol\x12\x42\n\tGetStatus\x12\x19.node.v1.GetStatusRequest\x1a\x1a.node.v1.GetStatusResponse\x12Q\n\x0eSaveCheckpoint\x12\x1e.node.v1.SaveCheckpointRequest\x1a\x1f.node.v1.SaveCheckpointResponse\x12\x33\n\x04Stop\x12\x14.node.v1.StopRequest\x1a\x15.node.v1.StopResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15node/v1/control.proto\x12\x07node.v1\"\x12\n\x10GetStatusRequest\"\xf6\x04\n\x11GetStatusResponse\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\x12\n\nbase_model\x18\x05 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12\x0c\n\x04home\x18\x07 \x01(\t\x12\x0f\n\x07version\x18\x08 \x01(\x04\x12\x11\n\tmax_steps\x18\t \x01(\x04\x12\x14\n\x0c\x61\x64\x61pter_hash\x18\n \x01(\t\x12\x1b\n\x13tokens_towards_next\x18\x0b \x01(\x04\x12\x1b\n\x13target_batch_tokens\x18\x0c \x01(\x04\x12\x14\n\x0ctokens_per_s\x18\r \x01(\x01\x12\x11\n\x04loss\x18\x0e \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rheld_out_loss\x18\x0f \x01(\x01H\x01\x88\x01\x01\x12!\n\x14held_out_loss_before\x18\x10 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0cseconds_left\x18\x11 \x01(\x01H\x03\x88\x01\x01\x12\x1d\n\x05given\x18\x12 \x01(\x0b\x32\x0e.node.v1.Given\x12\"\n\x05peers\x18\x13 \x03(\x0b\x32\x13.node.v1.PeerStatus\x12\x1e\n\x06rounds\x18\x14 \x03(\x0b\x32\x0e.node.v1.Round\x12\x10\n\x08uptime_s\x18\x15 \x01(\x01\x12\x10\n\x08run_name\x18\x16 \x01(\t\x12\x12\n\nnum_stages\x18\x17 \x01(\r\x12\x12\n\nnum_layers\x18\x18 \x01(\rB\x07\n\x05_lossB\x10\n\x0e_held_out_lossB\x17\n\x15_held_out_loss_beforeB\x0f\n\r_seconds_left\"|\n\x05Given\x12\x13\n\x0btokens_seen\x18\x01 \x01(\x04\x12\x18\n\x10tokens_committed\x18\x02 \x01(\x04\x12\x18\n\x10rounds_committed\x18\x03 \x01(\x04\x12\x16\n\x0erounds_dropped\x18\x04 \x01(\x04\x12\x12\n\nbytes_sent\x18\x05 \x01(\x04\"\xad\x02\n\nPeerStatus\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05is_me\x18\x04 \x01(\x08\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\x14\n\x0c\x61\x64\x61pter_hash\x18\x06 \x01(\t\x12\x14\n\x0ctokens_per_s\x18\x07 \x01(\x01\x12\x11\n\x04loss\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0ctokens_given\x18\t \x01(\x04\x12\x11\n\taddresses\x18\n \x03(\t\x12\x13\n\x0b\x66irst_stage\x18\x0b \x01(\r\x12\x12\n\nstop_stage\x18\x0c \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\r \x01(\r\x12\x12\n\nstop_layer\x18\x0e \x01(\r\x12\x0e\n\x06\x64rives\x18\x0f \x01(\x08\x42\x07\n\x05_loss\"~\n\x05Round\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0f\n\x07members\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12\x12\n\nbytes_sent\x18\x06 \x01(\x04\x12\x0e\n\x06reason\x18\x07 \x01(\t\"\x17\n\x15SaveCheckpointRequest\")\n\x16SaveCheckpointResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\"\r\n\x0bStopRequest\"\x0e\n\x0cStopResponse2\xd5\x01\n\x07\x43ontrol\x12\x42\n\tGetStatus\x12\x19.node.v1.GetStatusRequest\x1a\x1a.node.v1.GetStatusResponse\x12Q\n\x0eSaveCheckpoint\x12\x1e.node.v1.SaveCheckpointRequest\x1a\x1f.node.v1.SaveCheckpointResponse\x12\x33\n\x04Stop\x12\x14.node.v1.StopRequest\x1a\x15.node.v1.StopResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,21 +34,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=34
   _globals['_GETSTATUSREQUEST']._serialized_end=52
   _globals['_GETSTATUSRESPONSE']._serialized_start=55
-  _globals['_GETSTATUSRESPONSE']._serialized_end=645
-  _globals['_GIVEN']._serialized_start=647
-  _globals['_GIVEN']._serialized_end=771
-  _globals['_PEERSTATUS']._serialized_start=774
-  _globals['_PEERSTATUS']._serialized_end=977
-  _globals['_ROUND']._serialized_start=979
-  _globals['_ROUND']._serialized_end=1105
-  _globals['_SAVECHECKPOINTREQUEST']._serialized_start=1107
-  _globals['_SAVECHECKPOINTREQUEST']._serialized_end=1130
-  _globals['_SAVECHECKPOINTRESPONSE']._serialized_start=1132
-  _globals['_SAVECHECKPOINTRESPONSE']._serialized_end=1173
-  _globals['_STOPREQUEST']._serialized_start=1175
-  _globals['_STOPREQUEST']._serialized_end=1188
-  _globals['_STOPRESPONSE']._serialized_start=1190
-  _globals['_STOPRESPONSE']._serialized_end=1204
-  _globals['_CONTROL']._serialized_start=1207
-  _globals['_CONTROL']._serialized_end=1420
+  _globals['_GETSTATUSRESPONSE']._serialized_end=685
+  _globals['_GIVEN']._serialized_start=687
+  _globals['_GIVEN']._serialized_end=811
+  _globals['_PEERSTATUS']._serialized_start=814
+  _globals['_PEERSTATUS']._serialized_end=1115
+  _globals['_ROUND']._serialized_start=1117
+  _globals['_ROUND']._serialized_end=1243
+  _globals['_SAVECHECKPOINTREQUEST']._serialized_start=1245
+  _globals['_SAVECHECKPOINTREQUEST']._serialized_end=1268
+  _globals['_SAVECHECKPOINTRESPONSE']._serialized_start=1270
+  _globals['_SAVECHECKPOINTRESPONSE']._serialized_end=1311
+  _globals['_STOPREQUEST']._serialized_start=1313
+  _globals['_STOPREQUEST']._serialized_end=1326
+  _globals['_STOPRESPONSE']._serialized_start=1328
+  _globals['_STOPRESPONSE']._serialized_end=1342
+  _globals['_CONTROL']._serialized_start=1345
+  _globals['_CONTROL']._serialized_end=1558
 # @@protoc_insertion_point(module_scope)

@@ -11,7 +11,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("peer_id", "name", "state", "addresses", "base_model", "fingerprint", "home", "version", "max_steps", "adapter_hash", "tokens_towards_next", "target_batch_tokens", "tokens_per_s", "loss", "held_out_loss", "held_out_loss_before", "seconds_left", "given", "peers", "rounds", "uptime_s", "run_name")
+    __slots__ = ("peer_id", "name", "state", "addresses", "base_model", "fingerprint", "home", "version", "max_steps", "adapter_hash", "tokens_towards_next", "target_batch_tokens", "tokens_per_s", "loss", "held_out_loss", "held_out_loss_before", "seconds_left", "given", "peers", "rounds", "uptime_s", "run_name", "num_stages", "num_layers")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +34,8 @@ class GetStatusResponse(_message.Message):
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     RUN_NAME_FIELD_NUMBER: _ClassVar[int]
+    NUM_STAGES_FIELD_NUMBER: _ClassVar[int]
+    NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     name: str
     state: str
@@ -56,7 +58,9 @@ class GetStatusResponse(_message.Message):
     rounds: _containers.RepeatedCompositeFieldContainer[Round]
     uptime_s: float
     run_name: str
-    def __init__(self, peer_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., base_model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., home: _Optional[str] = ..., version: _Optional[int] = ..., max_steps: _Optional[int] = ..., adapter_hash: _Optional[str] = ..., tokens_towards_next: _Optional[int] = ..., target_batch_tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., held_out_loss: _Optional[float] = ..., held_out_loss_before: _Optional[float] = ..., seconds_left: _Optional[float] = ..., given: _Optional[_Union[Given, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., rounds: _Optional[_Iterable[_Union[Round, _Mapping]]] = ..., uptime_s: _Optional[float] = ..., run_name: _Optional[str] = ...) -> None: ...
+    num_stages: int
+    num_layers: int
+    def __init__(self, peer_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., base_model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., home: _Optional[str] = ..., version: _Optional[int] = ..., max_steps: _Optional[int] = ..., adapter_hash: _Optional[str] = ..., tokens_towards_next: _Optional[int] = ..., target_batch_tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., held_out_loss: _Optional[float] = ..., held_out_loss_before: _Optional[float] = ..., seconds_left: _Optional[float] = ..., given: _Optional[_Union[Given, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., rounds: _Optional[_Iterable[_Union[Round, _Mapping]]] = ..., uptime_s: _Optional[float] = ..., run_name: _Optional[str] = ..., num_stages: _Optional[int] = ..., num_layers: _Optional[int] = ...) -> None: ...
 
 class Given(_message.Message):
     __slots__ = ("tokens_seen", "tokens_committed", "rounds_committed", "rounds_dropped", "bytes_sent")
@@ -73,7 +77,7 @@ class Given(_message.Message):
     def __init__(self, tokens_seen: _Optional[int] = ..., tokens_committed: _Optional[int] = ..., rounds_committed: _Optional[int] = ..., rounds_dropped: _Optional[int] = ..., bytes_sent: _Optional[int] = ...) -> None: ...
 
 class PeerStatus(_message.Message):
-    __slots__ = ("peer_id", "name", "state", "is_me", "version", "adapter_hash", "tokens_per_s", "loss", "tokens_given", "addresses")
+    __slots__ = ("peer_id", "name", "state", "is_me", "version", "adapter_hash", "tokens_per_s", "loss", "tokens_given", "addresses", "first_stage", "stop_stage", "first_layer", "stop_layer", "drives")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +88,11 @@ class PeerStatus(_message.Message):
     LOSS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_GIVEN_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    FIRST_STAGE_FIELD_NUMBER: _ClassVar[int]
+    STOP_STAGE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
+    STOP_LAYER_FIELD_NUMBER: _ClassVar[int]
+    DRIVES_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     name: str
     state: str
@@ -94,7 +103,12 @@ class PeerStatus(_message.Message):
     loss: float
     tokens_given: int
     addresses: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, peer_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., is_me: _Optional[bool] = ..., version: _Optional[int] = ..., adapter_hash: _Optional[str] = ..., tokens_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., tokens_given: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+    first_stage: int
+    stop_stage: int
+    first_layer: int
+    stop_layer: int
+    drives: bool
+    def __init__(self, peer_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., is_me: _Optional[bool] = ..., version: _Optional[int] = ..., adapter_hash: _Optional[str] = ..., tokens_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., tokens_given: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., first_stage: _Optional[int] = ..., stop_stage: _Optional[int] = ..., first_layer: _Optional[int] = ..., stop_layer: _Optional[int] = ..., drives: _Optional[bool] = ...) -> None: ...
 
 class Round(_message.Message):
     __slots__ = ("version", "status", "members", "tokens", "seconds", "bytes_sent", "reason")

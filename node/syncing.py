@@ -1,0 +1,148 @@
+"""Follow the swarm: fetch the state of this node's stages from whoever holds them where the swarm stands."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+from node.core.errors import NodeError, PeerBusy, PeerError, ProtocolViolation, SwarmError
+from node.core.events import AdapterSynced, EventBus, Fault
+from node.core.progress import peer_ahead
+from node.core.types import Peer, PeerState, Progress, Standing, SwarmView
+from node.network.door import fetch_state
+from node.network.processes import RunningP2P
+from node.training.adapter import StageAdapter
+from node.training.state import AdapterState, decode, encoded_size_limit
+
+_RETRY_S = 1.0
+LOST_AFTER_S = 60.0
+"""A stage that nobody brings back for so long begins anew, rather than that the swarm waits for ever."""
+
+
+class Follower(Protocol):
+    """The rounds of this node, as far as syncing needs them."""
+
+    async def adopt(self, states: dict[int, AdapterState], standing: Standing, lineage: tuple[str, ...]) -> None:
+        """Go there."""
+
+
+class Sync:
+    """Brings this node to where the swarm is."""
+
+    def __init__(
+        self,
+        *,
+        running: RunningP2P,
+        fingerprint: str,
+        adapters: dict[int, StageAdapter],
+        unknown: Collection[int],
+        rounds: Follower,
+        progress: Callable[[], Progress],
+        events: EventBus,
+    ) -> None:
+        """Set up.
+
+        Args:
+            running: To fetch with.
+            fingerprint: Of the run.
+            adapters: Of the stages held.
+            unknown: Stages held whose bits at this node's own standing are not here.
+            rounds: Takes in what was fetched.
+            progress: Where this node is.
+            events: Told what was fetched, and what nobody has any more.
+        """
+        self._running = running
+        self._fingerprint = fingerprint
+        self._adapters = adapters
+        self._unknown = set(unknown)
+        self._rounds = rounds
+        self._progress = progress
+        self._events = events
+        self._searching_since: float | None = None
+
+    async def step(self, view: SwarmView) -> bool:
+        """Do what is due; return whether this node is where the swarm is."""
+        mine = self._progress()
+        ahead = peer_ahead(view, mine)
+        if ahead is None and not self._unknown:
+            return True
+        target = mine.standing if ahead is None or ahead.progress is None else ahead.progress.standing
+        wanted = set(self._unknown if ahead is None else self._adapters)
+        try:
+            await self._follow(view, target, wanted)
+        except PeerBusy:
+            await asyncio.sleep(_RETRY_S)
+        except (PeerError, SwarmError, NodeError) as error:
+            self._events.emit(Fault(error.message, "Trying again, with another peer if there is one."))
+            await asyncio.sleep(_RETRY_S)
+        return False
+
+    async def _follow(self, view: SwarmView, target: Standing, wanted: set[int]) -> None:
+        """Fetch the wanted stages at `target`, and go there; a stage that nobody holds there keeps the bits it has."""
+        states: dict[int, AdapterState] = {}
+        lineage: tuple[str, ...] = ()
+        sources: dict[int, Peer] = {}
+        size = 0
+        for stage in sorted(wanted):
+            holder = _holder(view, stage, target)
+            if holder is None:
+                continue
+            fetched = await fetch_state(
+                self._running.p2p,
+                holder.peer_id,
+                fingerprint=self._fingerprint,
+                stage=stage,
+                max_bytes=encoded_size_limit(self._adapters[stage].layout),
+            )
+            state = await asyncio.to_thread(decode, fetched.data, self._adapters[stage].layout)
+            if state.version != fetched.version:
+                raise ProtocolViolation("A peer sent another version than it said.", peer_id=holder.peer_id)
+            if (fetched.version, fetched.base_hash) != (target.version, target.base_hash):
+                raise PeerBusy("it has gone on meanwhile", peer_id=holder.peer_id, retry_after_s=0.1)
+            states[stage], sources[stage], lineage = state, holder, fetched.lineage
+            size += len(fetched.data)
+        lost = self._unknown - states.keys()
+        if lost and not self._give_up(lost):
+            await asyncio.sleep(_RETRY_S)
+            return
+        before = self._progress()
+        await self._rounds.adopt(states, target, lineage)
+        self._unknown.clear()
+        self._searching_since = None
+        reason = "another lineage had more tokens" if before.committed_tokens else "joined the swarm"
+        for source in {holder.peer_id: holder for holder in sources.values()}.values():
+            self._events.emit(AdapterSynced(source.peer_id, target.version, size, reason))
+
+    def _give_up(self, lost: set[int]) -> bool:
+        """Return whether the adapter of some stages has to be taken for lost: nobody has brought it back."""
+        now = time.monotonic()
+        names = ", ".join(map(str, sorted(lost)))
+        if self._searching_since is None:
+            self._searching_since = now
+            self._events.emit(
+                Fault(
+                    f"Nobody here has the adapter of stage {names} at this step.",
+                    f"Waiting {LOST_AFTER_S:.0f} s for a node that has a checkpoint of it.",
+                )
+            )
+        if now - self._searching_since < LOST_AFTER_S:
+            return False
+        self._events.emit(Fault(f"The adapter of stage {names} is lost; it begins anew.", "The other stages go on."))
+        return True
+
+    def note_fresh(self, stages: Collection[int]) -> None:
+        """Note stages whose bits here are only those that every run begins with."""
+        self._unknown |= set(stages)
+
+
+def _holder(view: SwarmView, stage: int, target: Standing) -> Peer | None:
+    """Return a peer that holds `stage` at `target`, or None."""
+    for peer in view.replicas(stage):
+        progress = peer.progress
+        if peer.peer_id == view.me or progress is None or peer.state is not PeerState.TRAINING:
+            continue
+        if (progress.version, progress.base_hash) == (target.version, target.base_hash):
+            return peer
+    return None
