@@ -88,6 +88,7 @@ class Board:
         addresses: tuple[str, ...],
         tokens_seen: int,
         towards_next: int,
+        hidden_bytes: tuple[int, int],
     ) -> control_pb2.GetStatusResponse:
         """Return the swarm as this node sees it."""
         swarm = totals(view)
@@ -107,6 +108,8 @@ class Board:
                 rounds_committed=self.rounds_committed,
                 rounds_dropped=self.rounds_dropped,
                 bytes_sent=self.bytes_sent,
+                hidden_bytes_sent=hidden_bytes[0],
+                hidden_bytes_received=hidden_bytes[1],
             ),
         )
         if recipe is not None:

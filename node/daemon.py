@@ -20,6 +20,7 @@ from node.core.lifecycle import LIVE, Signal, State, next_state
 from node.core.routing import layers_text
 from node.core.types import NO_SHARD, Peer, PeerState, Shard, SwarmView
 from node.enlist import Enlisted, Request, found, join
+from node.gathering import Gathered, gather
 from node.holding import Room, pick_shard
 from node.host.devices import describe, pick_device
 from node.host.home import Home
@@ -271,9 +272,7 @@ class Daemon:
         Raises:
             NodeError: nothing is loaded yet, or the disk is full or read-only.
         """
-        if self._loaded is None:
-            raise NodeError("The node is still loading: there is nothing to save yet.")
-        return await self._loaded.upkeep.save_now()
+        return await self._trained().upkeep.save_now()
 
     # --- what others see -------------------------------------------------------------------------------------
 
@@ -303,6 +302,30 @@ class Daemon:
         exported = await loaded.strategy.export(stage)
         return StageState(exported.data, lineage, exported.standing.version, exported.standing.base_hash)
 
+    async def gather(self) -> Gathered:
+        """Return the adapter of all stages at one step.
+
+        Raises:
+            NodeError: the node is still loading, or nobody holds some stage.
+        """
+        loaded = self._trained()
+        assert self._enlisted is not None
+        assert self._running is not None
+        return await gather(loaded, self._enlisted, self._running, loaded.rounds.view)
+
+    async def run_stages(self, request: control_pb2.RunStagesRequest) -> control_pb2.RunStagesResponse:
+        """Bring hidden states through all stages of the swarm.
+
+        Raises:
+            NodeError: the node is still loading, or some stage has no holder.
+        """
+        return await self._trained().run_stages(request)
+
+    def _trained(self) -> Loaded:
+        if self._loaded is None:
+            raise NodeError("The node is still loading: there is nothing to use yet.")
+        return self._loaded
+
     def status(self) -> control_pb2.GetStatusResponse:
         """Return the swarm as this node sees it."""
         view = self._heartbeat.view if self._heartbeat else SwarmView(self._identity.peer_id, ())
@@ -317,6 +340,7 @@ class Daemon:
             addresses=self._addresses,
             tokens_seen=loaded.pace.tokens_seen if loaded else 0,
             towards_next=loaded.rounds.tokens_towards_next() if loaded else 0,
+            hidden_bytes=loaded.hidden_bytes if loaded else (0, 0),
         )
 
     def _describe(self) -> Peer:

@@ -1,25 +1,42 @@
-"""Score a saved result outside of a running node."""
+"""Use a result outside of a node's own training: open the model with the adapter, and score it."""
 
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 from node.assembly import held_out_batches, load_spec
+from node.control.client import ControlClient, running_pid
 from node.core.errors import DataError
 from node.data.dataset import prepare
 from node.host.devices import pick_device
-from node.model.shard import load_shard
+from node.model.shard import ModelShard, load_shard
 from node.model.source import load_tokenizer
 from node.result import Result, put_into
+from node.staged import SwarmModel
 from node.training.engine import Engine
 from node.training.evaluate import Score, score
 
 
-async def evaluate_result(result: Result, *, device: str, whole: bool) -> tuple[Score, Score]:
+def open_model(result: Result, home: Path, device: str) -> ModelShard | SwarmModel:
+    """Return the base model with the adapter: over the swarm's stages if the node under `home` runs a cut model.
+
+    Raises:
+        ModelError: the base model, or what is needed of it, is not on this machine.
+    """
+    if result.num_stages > 1 and running_pid(home) is not None:
+        return SwarmModel(result, ControlClient(home), device)
+    shard = load_shard(result.base_folder, load_spec(result.recipe, device))
+    put_into(shard, result.tensors)
+    return shard
+
+
+async def evaluate_result(result: Result, home: Path, *, device: str, whole: bool) -> tuple[Score, Score]:
     """Return the scores of the base model and of the adapter.
 
     Args:
         result: What to score; its recipe names the data.
+        home: Of the node, which does the layers if it runs and the model is cut.
         device: Where to compute.
         whole: Score all of the data rather than the held-out split.
 
@@ -36,10 +53,9 @@ async def evaluate_result(result: Result, *, device: str, whole: bool) -> tuple[
         )
     engine = Engine()
     try:
-        shard = await asyncio.to_thread(load_shard, result.base_folder, load_spec(result.recipe, pick_device(device)))
-        put_into(shard, result.tensors)
-        base = await score(engine, shard, batches, adapter=False)
-        tuned = await score(engine, shard, batches)
+        model = await asyncio.to_thread(open_model, result, home, pick_device(device))
+        base = await score(engine, model, batches, adapter=False)
+        tuned = await score(engine, model, batches)
     finally:
         await engine.close()
     if base is None or tuned is None:

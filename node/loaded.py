@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from node.assembly import Trainer
 from node.averaging.gradient import GradientStrategy, LoopWork
 from node.board import Board
+from node.core.errors import NeedsInput, NodeError
 from node.core.events import EventBus
 from node.core.lifecycle import Signal
 from node.core.types import HASH_CHARS, PeerState, Progress, Standing, SwarmView
@@ -22,6 +23,7 @@ from node.enlist import Enlisted
 from node.holding import MAX_IN_FLIGHT
 from node.network.processes import RunningP2P
 from node.pipeline.parts import Cut, Pipeline, Surroundings, build_pipeline
+from node.pipeline.wire import hidden_bytes, hidden_from
 from node.rounds import Rounds
 from node.swarm import Heartbeat
 from node.training.engine import Engine
@@ -29,6 +31,7 @@ from node.training.evaluate import Score, score
 from node.training.loop import TrainingLoop
 from node.training.pace import Pace
 from node.upkeep import Upkeep
+from node.v1 import control_pb2
 
 _LOOK_EVERY_S = 0.1
 MAX_BACKLOG_STEPS = 4
@@ -111,6 +114,13 @@ class Loaded:
         """Tokens of this node's own microbatches since the last committed round."""
         return self.pipeline.driver.tokens if self.pipeline is not None else self.trainer.adapters[0].tokens
 
+    @property
+    def hidden_bytes(self) -> tuple[int, int]:
+        """Bytes of hidden states and gradients that this node has sent and received."""
+        if self.pipeline is None:
+            return 0, 0
+        return self.pipeline.transport.bytes_sent, self.pipeline.transport.bytes_received
+
     def progress(self) -> Progress:
         """Return this node's progress, as it is now."""
         standing = self.strategy.standing
@@ -175,6 +185,28 @@ class Loaded:
             driving.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await driving
+
+    async def run_stages(self, request: control_pb2.RunStagesRequest) -> control_pb2.RunStagesResponse:
+        """Bring hidden states of the owner's own through all stages of the swarm.
+
+        Raises:
+            NodeError: the run has no stages, the request is not in order, or some stage has no holder that answers.
+        """
+        if self.pipeline is None:
+            raise NodeError("This run is not cut into stages: the whole model is on each node.")
+        shard, lengths = self.trainer.shard, tuple(request.lengths)
+        hidden = hidden_from(request.hidden, request.dtype, lengths, shard.hidden_size)
+        try:
+            output = await self.pipeline.inference.run(
+                hidden.to(shard.device, shard.dtype),
+                lengths,
+                adapter=not request.without_adapter,
+                text=request.text[:64],
+                start=request.start,
+            )
+        except NeedsInput:
+            return control_pb2.RunStagesResponse(needs_all=True)
+        return control_pb2.RunStagesResponse(hidden=hidden_bytes(output, request.dtype))
 
     async def _score(self) -> Score | None:
         """Score the held-out split, over the swarm's stages if they are not all here."""

@@ -36,6 +36,8 @@ class Result:
     tensors: Mapping[str, Tensor]
     """By peft's names, fp32 on the CPU."""
     counters: Mapping[str, int]
+    num_stages: int
+    """Into which the run cuts the model; with more than one, this machine may hold a part of the base model only."""
 
     @property
     def base_folder(self) -> Path:
@@ -71,23 +73,41 @@ def open_result(home: Path, *, data: tuple[Path, ...] = ()) -> Result:
         CheckpointError: nothing was saved yet, or nothing whole.
     """
     folder = Home(home).current_run()
+    sealed, local = folder.load_seal(), folder.load_local()
+    recipe = Recipe.from_shared_json(sealed.seal.recipe)
+    num_stages = recipe.potluck.stages if isinstance(recipe.potluck.stages, int) else 1
+    gathered: tuple[int, int, Mapping[int, bytes]] | None = None
     if running_pid(home) is not None:
         with ControlClient(home) as node:
             node.save_checkpoint()
-    sealed, local = folder.load_seal(), folder.load_local()
+            if num_stages > 1:
+                header, by_stage = node.gather_adapter()
+                gathered = (header.version, header.committed_tokens, by_stage)
     checkpoint = CheckpointStore(folder.checkpoints, read_only=True).load_latest(sealed.seal.fingerprint)
-    if checkpoint is None:
+    if checkpoint is None and gathered is None:
         raise CheckpointError(
             f"The run under {home} has not saved anything yet.", hint="Let it make a step first (`potluck status`)."
         )
+    counters = dict(checkpoint.counters) if checkpoint is not None else {}
+    if gathered is not None:
+        version, counters["committed_tokens"], adapters = gathered
+    else:
+        assert checkpoint is not None, "there is one or the other"
+        version, adapters = checkpoint.version, checkpoint.adapters
+    if missing := sorted(set(range(num_stages)) - adapters.keys()):
+        raise CheckpointError(
+            f"This node's checkpoint holds {len(adapters)} of the {num_stages} stages of the model; "
+            f"it lacks stage {', '.join(map(str, missing))}.",
+            hint="Start the node again (the command that it was started with), so that the swarm gives the rest, or do "
+            "this on a node that holds all stages.",
+        )
     tensors: dict[str, Tensor] = {}
-    for content in checkpoint.adapters.values():
+    for content in adapters.values():
         loaded = load_safetensors(content)
         tensors |= {name.removeprefix(_VALUES): t for name, t in loaded.items() if name.startswith(_VALUES)}
-    recipe = Recipe.from_shared_json(sealed.seal.recipe)
     paths = [str(path) for path in data] or list(local.data)
     recipe = recipe.with_local({"datasets": tuple(DatasetSpec(path=path).model_dump() for path in paths)})
-    return Result(recipe, local, checkpoint.version, tensors, checkpoint.counters)
+    return Result(recipe, local, version, tensors, counters, num_stages)
 
 
 def put_into(shard: ModelShard, tensors: Mapping[str, Tensor]) -> None:

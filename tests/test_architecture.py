@@ -37,12 +37,14 @@ LEVELS = {
     "node.swarm": 7,
     "node.rounds": 8,
     "node.upkeep": 9,
-    "node.evaluation": 9,
+    "node.evaluation": 10,
+    "node.staged": 9,
     "node.loaded": 10,
-    "node.daemon": 11,
-    "node.demo": 11,
-    "node.cli": 12,
-    "node.__main__": 13,
+    "node.gathering": 11,
+    "node.daemon": 12,
+    "node.demo": 12,
+    "node.cli": 13,
+    "node.__main__": 14,
 }
 """Imports go from a higher number to a lower one, or stay in their room."""
 
@@ -66,6 +68,7 @@ ONLY_IN = {
         "node.assembly",
         "node.result",
         "node.rounds",
+        "node.staged",
     ),
 }
 NO_ASYNCIO = ("node.core", "node.model", "node.data", "node.config", "node.trust")

@@ -86,22 +86,19 @@ def harmless(text: str) -> str:
 
 def _open(home: Path, device: str, max_tokens: int, temperature: float) -> Ask:
     """Load the result under `home` once, for both voices."""
-    from node.assembly import load_spec
     from node.data.formats import RowError
     from node.data.templates import ChatRenderer
+    from node.evaluation import open_model
     from node.host.devices import describe, pick_device
     from node.model.chat import ChatModel
-    from node.model.shard import load_shard
     from node.model.source import load_tokenizer
-    from node.result import open_result, put_into
+    from node.result import open_result
 
     result = open_result(home)
     place = pick_device(device)
     tokenizer = load_tokenizer(result.base_folder)
-    shard = load_shard(result.base_folder, load_spec(result.recipe, place))
-    put_into(shard, result.tensors)
     spare_bytes = int(_SPARE_SHARE * describe(place).free_bytes)
-    model = ChatModel(shard, tokenizer, spare_bytes=spare_bytes)
+    model = ChatModel(open_model(result, home, place), tokenizer, spare_bytes=spare_bytes)
     renderer = ChatRenderer(tokenizer, result.recipe.chat_template)
 
     def ask(voice: str, messages: list[Message]) -> Iterator[str]:

@@ -33,7 +33,7 @@ def command(home: Path, data: tuple[Path, ...], device: str, as_json: bool, quie
     from node.result import open_result
 
     result = open_result(home, data=data)
-    base, tuned = asyncio.run(evaluate_result(result, device=device, whole=bool(data)))
+    base, tuned = asyncio.run(evaluate_result(result, home, device=device, whole=bool(data)))
     if as_json:
         print_json(
             {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from node.cli.common import json_option, model_cache, print_json, quiet_option
+from node.cli.plan_peers import plan_peers, task_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,19 +41,31 @@ _BESIDE = (("process", "the program"), ("averaging", "a round's buffers"))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--nodes",
-    "--peers",
     type=click.IntRange(1, 1000),
     multiple=True,
     default=(2, 4, 8),
     show_default=True,
     help="Nodes that train together; may be given several times.",
 )
+@click.option(
+    "--peers",
+    metavar="MACHINES",
+    help="Plan for these machines instead, e.g. `8GB@100Mbit,12GB,2x24GB`; the first has the data.",
+)
 @json_option
 @quiet_option
 def command(
-    recipe: Path, overrides: tuple[str, ...], device: str, nodes: tuple[int, ...], as_json: bool, quiet: bool
+    recipe: Path,
+    overrides: tuple[str, ...],
+    device: str,
+    nodes: tuple[int, ...],
+    peers: str | None,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Say what RECIPE needs on this machine: memory per device, bytes per round.
+
+    With --peers: who of several machines would hold which layers, how fast that is, and what sets the pace.
 
     Loads no weights. Of a model on the hub only the configuration is fetched. Ends with code 6 if it does not fit.
     """
@@ -78,6 +91,9 @@ def command(
         gradient_checkpointing=wanted.gradient_checkpointing,
         on_gpu=here.name.startswith("cuda"),
     )
+    if peers is not None:
+        plan_peers(peers, wanted, task_of(wanted, shape, adapter, work), as_json=as_json, quiet=quiet)
+        return
     plan = plan_memory(shape, adapter, work)
     speed = tokens_per_s(
         shape,

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Self, TypeVar
 
 import grpc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from node.control.server import POINTER
+from node.control.server import MESSAGE_LIMITS, POINTER
 from node.core.errors import NodeError, NotRunning
 from node.v1 import control_pb2, control_pb2_grpc
 
 R = TypeVar("R")
 _TIMEOUT_S = 10.0
 _SAVE_TIMEOUT_S = 120.0
+_GATHER_TIMEOUT_S = 600.0
+_STAGES_TIMEOUT_S = 600.0
 _MAX_POINTER_BYTES = 4096
 
 
@@ -55,13 +57,17 @@ class ControlClient:
                 "or name its home with --home.",
             )
         self._home = home
-        self._channel = grpc.insecure_channel(_pointer(home).address)
+        self._channel = grpc.insecure_channel(_pointer(home).address, options=MESSAGE_LIMITS)
         self._stub = control_pb2_grpc.ControlStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connection."""
         self._channel.close()
 
     def status(self) -> control_pb2.GetStatusResponse:
@@ -76,21 +82,46 @@ class ControlClient:
         answer = self._call(self._stub.SaveCheckpoint, control_pb2.SaveCheckpointRequest(), _SAVE_TIMEOUT_S)
         return int(answer.version)
 
+    def gather_adapter(self) -> tuple[control_pb2.GatheredHeader, dict[int, bytes]]:
+        """Return the adapter of all stages at one step, by stage a safetensors file."""
+        header, parts = control_pb2.GatheredHeader(), dict[int, list[bytes]]()
+        stream = self._call(self._stub.GatherAdapter, control_pb2.GatherAdapterRequest(), _GATHER_TIMEOUT_S)
+        for message in self._each(stream):
+            if message.WhichOneof("kind") == "header":
+                header = message.header
+            else:
+                parts.setdefault(message.part.stage, []).append(message.part.data)
+        return header, {stage: b"".join(data) for stage, data in sorted(parts.items())}
+
+    def run_stages(self, request: control_pb2.RunStagesRequest) -> control_pb2.RunStagesResponse:
+        """Return hidden states after all stages of the swarm."""
+        answer: control_pb2.RunStagesResponse = self._call(self._stub.RunStages, request, _STAGES_TIMEOUT_S)
+        return answer
+
     def stop(self) -> None:
         """Ask the node to save, leave and end."""
         self._call(self._stub.Stop, control_pb2.StopRequest(), _TIMEOUT_S)
+
+    def _each(self, stream: Iterable[R]) -> Iterator[R]:
+        try:
+            yield from stream
+        except grpc.RpcError as error:
+            raise self._explain(error) from error
 
     def _call(self, method: Callable[..., R], request: object, timeout_s: float) -> R:
         try:
             return method(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            code = error.code()
-            if code is grpc.StatusCode.FAILED_PRECONDITION:
-                raise NodeError(error.details() or "the node refused") from error
-            raise NotRunning(
-                f"The node under {self._home} does not answer ({code.name.lower().replace('_', ' ')}).",
-                hint="It may be starting or ending: try again in a few seconds.",
-            ) from error
+            raise self._explain(error) from error
+
+    def _explain(self, error: grpc.RpcError) -> NodeError:
+        code = error.code()
+        if code is grpc.StatusCode.FAILED_PRECONDITION:
+            return NodeError(error.details() or "the node refused")
+        return NotRunning(
+            f"The node under {self._home} does not answer ({code.name.lower().replace('_', ' ')}).",
+            hint="It may be starting or ending: try again in a few seconds.",
+        )
 
 
 def _pointer(home: Path) -> _Pointer:

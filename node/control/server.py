@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,9 +18,25 @@ import grpc
 from grpc import aio
 
 from node.core.errors import NodeError
+from node.core.types import Standing
 from node.v1 import control_pb2, control_pb2_grpc
 
 POINTER = "control.json"
+MESSAGE_LIMITS = [("grpc.max_receive_message_length", 512 << 20), ("grpc.max_send_message_length", 512 << 20)]
+"""Hidden states of a microbatch of a large model, between two processes of one owner."""
+_PART_BYTES = 1 << 20
+
+
+class Whole(Protocol):
+    """An adapter of all stages."""
+
+    @property
+    def standing(self) -> Standing:
+        """Where it stands."""
+
+    @property
+    def by_stage(self) -> Mapping[int, bytes]:
+        """Each stage as a safetensors file."""
 
 
 class Controllable(Protocol):
@@ -30,6 +47,12 @@ class Controllable(Protocol):
 
     async def save_checkpoint(self) -> int:
         """Save now and return the version that is on disk."""
+
+    async def gather(self) -> Whole:
+        """Return the adapter of all stages at one step."""
+
+    async def run_stages(self, request: control_pb2.RunStagesRequest) -> control_pb2.RunStagesResponse:
+        """Bring hidden states through all stages of the swarm."""
 
     def request_stop(self) -> None:
         """Begin to leave."""
@@ -48,7 +71,7 @@ class ControlServer(control_pb2_grpc.ControlServicer):
         """Listen, and leave the pointer in the home."""
         self._folder = Path(tempfile.mkdtemp(prefix="potluck-ctl-"))
         address = f"unix:{self._folder / 'control.sock'}"
-        self._server = aio.server(maximum_concurrent_rpcs=16, options=[("grpc.max_receive_message_length", 65536)])
+        self._server = aio.server(maximum_concurrent_rpcs=16, options=MESSAGE_LIMITS)
         control_pb2_grpc.add_ControlServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
         self._server.add_insecure_port(address)
         await self._server.start()
@@ -74,6 +97,33 @@ class ControlServer(control_pb2_grpc.ControlServicer):
             return control_pb2.SaveCheckpointResponse(version=await self._node.save_checkpoint())
         except NodeError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, error.message)
+            raise
+
+    async def GatherAdapter(self, request: Any, context: Any) -> AsyncIterator[control_pb2.GatherAdapterResponse]:  # noqa: ARG002, N802
+        """Send all stages of the adapter."""
+        try:
+            whole = await self._node.gather()
+        except NodeError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{error.message} {error.hint}".strip())
+            raise
+        yield control_pb2.GatherAdapterResponse(
+            header=control_pb2.GatheredHeader(
+                version=whole.standing.version,
+                committed_tokens=whole.standing.committed_tokens,
+                num_stages=len(whole.by_stage),
+            )
+        )
+        for stage, data in whole.by_stage.items():
+            for start in range(0, len(data), _PART_BYTES):
+                part = control_pb2.GatheredPart(stage=stage, data=data[start : start + _PART_BYTES])
+                yield control_pb2.GatherAdapterResponse(part=part)
+
+    async def RunStages(self, request: Any, context: Any) -> control_pb2.RunStagesResponse:  # noqa: N802
+        """Bring hidden states through all stages."""
+        try:
+            return await self._node.run_stages(request)
+        except NodeError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{error.message} {error.hint}".strip())
             raise
 
     async def Stop(self, request: Any, context: Any) -> control_pb2.StopResponse:  # noqa: ARG002, N802

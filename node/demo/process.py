@@ -7,7 +7,10 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
@@ -15,22 +18,45 @@ from typing import Any
 from node.core.errors import NodeError
 
 _STOP_S = 90.0
+_RATE_WINDOW_S = 20.0
+_ASK_EVERY_S = 1.0
 
 
 class NodeProcess:
     """A node that runs as a child, with the latest of what it said about itself."""
 
-    def __init__(self, name: str, home: Path, arguments: list[str]) -> None:
+    def __init__(
+        self, name: str, home: Path, arguments: list[str], *, data: str = "", cache: Path | None = None
+    ) -> None:
+        """Start it.
+
+        Args:
+            name: For the screens.
+            home: Its own.
+            arguments: Of the command.
+            data: What its data is called, for the screen; empty if it has none.
+            cache: A folder to look for models in, and to keep them in, instead of this machine's.
+        """
         self.name = name
         self.home = home
+        self.data = data
+        self.state = "starting"
+        self.stages = range(0)
+        """Stages that it holds, of `num_stages`."""
+        self.num_stages = 1
+        self.layers = ""
+        """Those that it holds, for people."""
+        self.trouble = ""
+        """What its training waits for."""
         self.address = ""
         self.losses: deque[float] = deque(maxlen=600)
         self.tokens = 0
         self.version = 0
         self.rounds = 0
         self.bytes_sent = 0
-        self.tokens_per_s = 0.0
-        self._rate: deque[tuple[int, float]] = deque(maxlen=12)
+        self._finished: deque[tuple[float, int]] = deque()
+        self._cache = cache
+        self._asked_at = 0.0
         self.news: deque[str] = deque(maxlen=200)
         self._lines: Queue[str | None] = Queue()
         self._errors: deque[str] = deque(maxlen=40)
@@ -41,7 +67,7 @@ class NodeProcess:
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"},
+            env=_environment(cache),
             process_group=0,
         )
         for target in (self._read_events, self._read_errors):

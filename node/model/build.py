@@ -85,6 +85,25 @@ def tensor_names(folder: Path, spec: LoadSpec, stored: Collection[str]) -> set[s
     return set(_stored_names(model, stored).values())
 
 
+def adapter_shapes(folder: Path, spec: LoadSpec) -> list[tuple[str, tuple[int, ...]]]:
+    """Return name and shape of each parameter of the adapter on the layers that `spec` names; no weights are read.
+
+    Raises:
+        UnsupportedModel: The family is not supported, or the spec does not fit the model.
+        WeightsMissing: There is no readable `config.json`.
+    """
+    model, _ = _outline(folder, spec)
+    lora, shapes = spec.lora, list[tuple[str, tuple[int, ...]]]()
+    for name, module in model.named_modules():
+        is_chosen = lora.targets is None or name.rpartition(".")[2] in lora.targets
+        if isinstance(module, nn.Linear) and ".layers." in name and is_chosen:
+            shapes.append((f"{name}.lora_A.weight", (lora.r, module.in_features)))
+            shapes.append((f"{name}.lora_B.weight", (module.out_features, lora.r)))
+            if lora.use_dora:
+                shapes.append((f"{name}.lora_magnitude_vector", (module.out_features,)))
+    return shapes
+
+
 def _outline(folder: Path, spec: LoadSpec) -> tuple[Any, LayerRange | None]:
     """Return the model with what `spec` holds of it on the meta device, and the layers held."""
     read_config(folder)

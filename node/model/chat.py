@@ -6,15 +6,15 @@ known here; what comes in is the text to continue.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from node.model.lora import LoraLinear
 from node.model.quantization import DenseWeight
-from node.model.shard import ModelShard
 
 _ENDS_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "</s>")
 """Tokens with which chat templates end an answer; models do not always name theirs as their end-of-text."""
@@ -25,10 +25,32 @@ _BYTES_PER_WEIGHT = 4
 _HALF_CHARACTER = "\ufffd"
 
 
-class ChatModel:
-    """A shard of the whole model with its tokenizer, to be asked."""
+class Speaker(Protocol):
+    """A whole model as a conversation needs it: a shard of all layers, or one whose layers are elsewhere."""
 
-    def __init__(self, shard: ModelShard, tokenizer: PreTrainedTokenizerBase, *, spare_bytes: int = 0) -> None:
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens and logits are."""
+
+    @property
+    def linears(self) -> Mapping[str, LoraLinear]:
+        """The linear layers of the decoder layers that are here."""
+
+    def new_cache(self) -> Any:
+        """Return what is kept of an empty text."""
+
+    def continue_text(self, input_ids: Tensor, cache: Any, *, adapter: bool = True) -> Tensor:
+        """Return the logits [V] of the token after these [T], which continue the text in `cache`."""
+
+
+class ChatModel:
+    """A whole model with its tokenizer, to be asked."""
+
+    def __init__(self, shard: Speaker, tokenizer: PreTrainedTokenizerBase, *, spare_bytes: int = 0) -> None:
         """Prepare to answer.
 
         Args:
@@ -37,7 +59,6 @@ class ChatModel:
             spare_bytes: Memory that may be spent for speed. If the layers' weights fit dequantised, they are kept so:
                 the values are the same, and on a CPU a token takes two thirds of the time.
         """
-        assert shard.has_ends, "only a whole model can answer"
         self._shard = shard
         self._tokenizer = tokenizer
         self._stops = _stop_ids(shard.config.eos_token_id, tokenizer)

@@ -96,6 +96,9 @@ def _facts(status: control_pb2.GetStatusResponse) -> list[tuple[str, str]]:
             f"{given.tokens_committed} tokens in {given.rounds_committed} rounds, {human_bytes(given.bytes_sent)} sent",
         )
     )
+    if given.hidden_bytes_sent or given.hidden_bytes_received:
+        sent, received = human_bytes(given.hidden_bytes_sent), human_bytes(given.hidden_bytes_received)
+        facts.append(("hidden states", f"{sent} sent, {received} received"))
     if given.rounds_dropped:
         facts.append(("dropped rounds", str(given.rounds_dropped)))
     return facts

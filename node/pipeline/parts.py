@@ -74,7 +74,6 @@ class Pipeline:
         """Serve no more."""
         await self.transport.close()
 
-
     async def score(self, shard: ModelShard, engine: Engine, batches: Iterable[Microbatch]) -> Score | None:
         """Return the mean loss over `batches`, through all stages, or None if they hold no label.
 

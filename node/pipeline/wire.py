@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from node.core.errors import NodeError
 from node.network.activations import ActivationCodec, Direction, decode, encode, encoded_size
 from node.network.round_words import Malformed
 
@@ -75,3 +76,21 @@ class Wire:
             return tensor.to(self.device, self.compute)
 
         return await asyncio.to_thread(work)
+
+
+def hidden_bytes(hidden: Tensor, dtype_name: str) -> bytes:
+    """Return hidden states [T, H] row by row in the type named, for another process of this machine's owner."""
+    flat = hidden.detach().to("cpu", _DTYPES[dtype_name]).contiguous()
+    return flat.view(torch.uint8).numpy().tobytes()
+
+
+def hidden_from(data: bytes, dtype_name: str, lengths: Sequence[int], hidden_size: int) -> Tensor:
+    """Return the hidden states [T, H] in what `hidden_bytes` gave.
+
+    Raises:
+        NodeError: the bytes are not those of documents with these lengths.
+    """
+    dtype = _DTYPES.get(dtype_name)
+    if dtype is None or not lengths or len(data) != sum(lengths) * hidden_size * dtype.itemsize:
+        raise NodeError("The hidden states are not those of the documents' lengths.", hint="This is a bug.")
+    return torch.frombuffer(bytearray(data), dtype=dtype).view(sum(lengths), hidden_size)

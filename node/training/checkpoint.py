@@ -267,7 +267,7 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _stage_of(name: str) -> int:
-    return int(name.split("-")[1].split(".")[0])
+    return int(name.split("-")[1].split(".", maxsplit=1)[0])
 
 
 def _read_manifest(path: Path) -> _Manifest:

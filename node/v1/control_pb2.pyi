@@ -63,18 +63,22 @@ class GetStatusResponse(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., base_model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., home: _Optional[str] = ..., version: _Optional[int] = ..., max_steps: _Optional[int] = ..., adapter_hash: _Optional[str] = ..., tokens_towards_next: _Optional[int] = ..., target_batch_tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., held_out_loss: _Optional[float] = ..., held_out_loss_before: _Optional[float] = ..., seconds_left: _Optional[float] = ..., given: _Optional[_Union[Given, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., rounds: _Optional[_Iterable[_Union[Round, _Mapping]]] = ..., uptime_s: _Optional[float] = ..., run_name: _Optional[str] = ..., num_stages: _Optional[int] = ..., num_layers: _Optional[int] = ...) -> None: ...
 
 class Given(_message.Message):
-    __slots__ = ("tokens_seen", "tokens_committed", "rounds_committed", "rounds_dropped", "bytes_sent")
+    __slots__ = ("tokens_seen", "tokens_committed", "rounds_committed", "rounds_dropped", "bytes_sent", "hidden_bytes_sent", "hidden_bytes_received")
     TOKENS_SEEN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_COMMITTED_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_COMMITTED_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_DROPPED_FIELD_NUMBER: _ClassVar[int]
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     tokens_seen: int
     tokens_committed: int
     rounds_committed: int
     rounds_dropped: int
     bytes_sent: int
-    def __init__(self, tokens_seen: _Optional[int] = ..., tokens_committed: _Optional[int] = ..., rounds_committed: _Optional[int] = ..., rounds_dropped: _Optional[int] = ..., bytes_sent: _Optional[int] = ...) -> None: ...
+    hidden_bytes_sent: int
+    hidden_bytes_received: int
+    def __init__(self, tokens_seen: _Optional[int] = ..., tokens_committed: _Optional[int] = ..., rounds_committed: _Optional[int] = ..., rounds_dropped: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., hidden_bytes_sent: _Optional[int] = ..., hidden_bytes_received: _Optional[int] = ...) -> None: ...
 
 class PeerStatus(_message.Message):
     __slots__ = ("peer_id", "name", "state", "is_me", "version", "adapter_hash", "tokens_per_s", "loss", "tokens_given", "addresses", "first_stage", "stop_stage", "first_layer", "stop_layer", "drives")
@@ -145,3 +149,57 @@ class StopRequest(_message.Message):
 class StopResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class GatherAdapterRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GatherAdapterResponse(_message.Message):
+    __slots__ = ("header", "part")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    header: GatheredHeader
+    part: GatheredPart
+    def __init__(self, header: _Optional[_Union[GatheredHeader, _Mapping]] = ..., part: _Optional[_Union[GatheredPart, _Mapping]] = ...) -> None: ...
+
+class GatheredHeader(_message.Message):
+    __slots__ = ("version", "committed_tokens", "num_stages")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_STAGES_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    committed_tokens: int
+    num_stages: int
+    def __init__(self, version: _Optional[int] = ..., committed_tokens: _Optional[int] = ..., num_stages: _Optional[int] = ...) -> None: ...
+
+class GatheredPart(_message.Message):
+    __slots__ = ("stage", "data")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    stage: int
+    data: bytes
+    def __init__(self, stage: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class RunStagesRequest(_message.Message):
+    __slots__ = ("hidden", "dtype", "lengths", "without_adapter", "text", "start")
+    HIDDEN_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    hidden: bytes
+    dtype: str
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    without_adapter: bool
+    text: str
+    start: int
+    def __init__(self, hidden: _Optional[bytes] = ..., dtype: _Optional[str] = ..., lengths: _Optional[_Iterable[int]] = ..., without_adapter: _Optional[bool] = ..., text: _Optional[str] = ..., start: _Optional[int] = ...) -> None: ...
+
+class RunStagesResponse(_message.Message):
+    __slots__ = ("hidden", "needs_all")
+    HIDDEN_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_ALL_FIELD_NUMBER: _ClassVar[int]
+    hidden: bytes
+    needs_all: bool
+    def __init__(self, hidden: _Optional[bytes] = ..., needs_all: _Optional[bool] = ...) -> None: ...

@@ -44,6 +44,16 @@ class ControlStub:
                 request_serializer=node_dot_v1_dot_control__pb2.SaveCheckpointRequest.SerializeToString,
                 response_deserializer=node_dot_v1_dot_control__pb2.SaveCheckpointResponse.FromString,
                 _registered_method=True)
+        self.GatherAdapter = channel.unary_stream(
+                '/node.v1.Control/GatherAdapter',
+                request_serializer=node_dot_v1_dot_control__pb2.GatherAdapterRequest.SerializeToString,
+                response_deserializer=node_dot_v1_dot_control__pb2.GatherAdapterResponse.FromString,
+                _registered_method=True)
+        self.RunStages = channel.unary_unary(
+                '/node.v1.Control/RunStages',
+                request_serializer=node_dot_v1_dot_control__pb2.RunStagesRequest.SerializeToString,
+                response_deserializer=node_dot_v1_dot_control__pb2.RunStagesResponse.FromString,
+                _registered_method=True)
         self.Stop = channel.unary_unary(
                 '/node.v1.Control/Stop',
                 request_serializer=node_dot_v1_dot_control__pb2.StopRequest.SerializeToString,
@@ -68,6 +78,20 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GatherAdapter(self, request, context):
+        """The adapter of all stages at one step, from this node and its peers: for a run that is cut into stages.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RunStages(self, request, context):
+        """Hidden states through the decoder layers of the whole model, wherever they are: for evaluation and chat.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Stop(self, request, context):
         """Save, leave, end.
         """
@@ -87,6 +111,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.SaveCheckpoint,
                     request_deserializer=node_dot_v1_dot_control__pb2.SaveCheckpointRequest.FromString,
                     response_serializer=node_dot_v1_dot_control__pb2.SaveCheckpointResponse.SerializeToString,
+            ),
+            'GatherAdapter': grpc.unary_stream_rpc_method_handler(
+                    servicer.GatherAdapter,
+                    request_deserializer=node_dot_v1_dot_control__pb2.GatherAdapterRequest.FromString,
+                    response_serializer=node_dot_v1_dot_control__pb2.GatherAdapterResponse.SerializeToString,
+            ),
+            'RunStages': grpc.unary_unary_rpc_method_handler(
+                    servicer.RunStages,
+                    request_deserializer=node_dot_v1_dot_control__pb2.RunStagesRequest.FromString,
+                    response_serializer=node_dot_v1_dot_control__pb2.RunStagesResponse.SerializeToString,
             ),
             'Stop': grpc.unary_unary_rpc_method_handler(
                     servicer.Stop,
@@ -148,6 +182,60 @@ class Control:
             '/node.v1.Control/SaveCheckpoint',
             node_dot_v1_dot_control__pb2.SaveCheckpointRequest.SerializeToString,
             node_dot_v1_dot_control__pb2.SaveCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GatherAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/node.v1.Control/GatherAdapter',
+            node_dot_v1_dot_control__pb2.GatherAdapterRequest.SerializeToString,
+            node_dot_v1_dot_control__pb2.GatherAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunStages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/node.v1.Control/RunStages',
+            node_dot_v1_dot_control__pb2.RunStagesRequest.SerializeToString,
+            node_dot_v1_dot_control__pb2.RunStagesResponse.FromString,
             options,
             channel_credentials,
             insecure,
