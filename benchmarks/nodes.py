@@ -123,10 +123,12 @@ class Node(Watched):
 
     def __init__(self, home: Path, arguments: list[str], core: int) -> None:
         home.mkdir(parents=True, exist_ok=True)
-        listen = ["--listen", "/ip4/127.0.0.1/tcp/0", "--threads", "1", "--log", "json", "--device", "cpu"]
-        super().__init__(
-            [sys.executable, "-m", "node", *arguments, "--home", str(home), *listen], core, home / "stderr.txt"
-        )
+        super().__init__(self.command(arguments, home), core, home / "stderr.txt")
+
+    def command(self, arguments: list[str], home: Path, *, address: str = "127.0.0.1") -> list[str]:
+        """Return the command line of a node that listens at `address`."""
+        listen = ["--listen", f"/ip4/{address}/tcp/0", "--threads", "1", "--log", "json", "--device", "cpu"]
+        return [sys.executable, "-m", "node", *arguments, "--home", str(home), *listen]
 
     def listening(self) -> dict:
         """Wait until the node listens, and return its introduction."""
