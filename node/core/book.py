@@ -29,6 +29,9 @@ class Book:
     def __init__(self) -> None:
         self._entries: dict[int, Entry] = {}
         self._doubts: set[tuple[PeerId, str]] = set()
+        self._brought: frozenset[int] = frozenset()
+        self._told: set[int] = set()
+        """Not settled, but their tokens are in a committed round: some stage of theirs comes later."""
 
     def done(self, batch: Microbatch, counted_by: Counted) -> None:
         """Enter a microbatch that every stage has counted."""
@@ -38,15 +41,24 @@ class Book:
         """Note that a holder may have counted a microbatch which another holder counts now."""
         self._doubts.add((peer, session))
 
+    def bring(self) -> None:
+        """Note that what is finished now is what the next round is told of."""
+        self._brought = frozenset(self._entries)
+
     @property
     def tokens(self) -> int:
-        """Tokens that are finished and in no committed round."""
-        return sum(entry.batch.num_tokens for entry in self._entries.values())
+        """Tokens that are finished and that no committed round was told of."""
+        return sum(entry.batch.num_tokens for id, entry in self._entries.items() if id not in self._told)
 
     @property
     def labels(self) -> int:
         """Labels among them."""
-        return sum(entry.batch.num_labels for entry in self._entries.values())
+        return sum(entry.batch.num_labels for id, entry in self._entries.items() if id not in self._told)
+
+    @property
+    def holders(self) -> frozenset[PeerId]:
+        """Whose sums the finished microbatches are in."""
+        return frozenset(peer for entry in self._entries.values() for peer, _ in entry.counted_by.values())
 
     @property
     def doubts(self) -> frozenset[tuple[PeerId, str]]:
@@ -69,26 +81,32 @@ class Book:
             for entry in self._entries.values()
             if all(members.get(peer) == session for peer, session in entry.counted_by.values())
         ]
+        self._told |= self._brought
         for entry in settled:
             del self._entries[entry.batch.id]
+            self._told.discard(entry.batch.id)
         # Who was left out must load a state before it may take part again, and drops its sums with that.
         self._doubts = {(peer, session) for peer, session in self._doubts if members.get(peer) == session}
         return tuple(settled)
 
-    def lost(self, alive: Mapping[PeerId, str]) -> tuple[Microbatch, ...]:
+    def lost(self, alive: Mapping[PeerId, str]) -> tuple[Entry, ...]:
         """Take out, and return, what has to be done again because a holder's sums are gone or out of sight.
 
         Args:
             alive: All holders that can be seen, with their sessions.
+
+        Returns:
+            The entries with those who still have them counted: another replica of theirs must not count them too.
         """
         redo = []
         for entry in self._entries.values():
-            gone = {(peer, session) for peer, session in entry.counted_by.values() if alive.get(peer) != session}
+            kept = {stage: who for stage, who in entry.counted_by.items() if alive.get(who[0]) == who[1]}
+            gone = {who for stage, who in entry.counted_by.items() if stage not in kept}
             if gone:
-                redo.append(entry.batch)
+                redo.append(Entry(entry.batch, kept))
                 # One that is merely out of sight may come back with its sums.
                 self._doubts |= {(peer, session) for peer, session in gone if peer not in alive}
-        for batch in redo:
-            del self._entries[batch.id]
+        for entry in redo:
+            del self._entries[entry.batch.id]
         self._doubts = {(peer, session) for peer, session in self._doubts if alive.get(peer, session) == session}
         return tuple(redo)

@@ -79,6 +79,46 @@ def route(
     return best[stop][2] if stop in best else None
 
 
+def route_again(
+    holders: Iterable[Holder],
+    start: int,
+    stop: int,
+    *,
+    cost: Cost,
+    avoid: Collection[PeerId] = (),
+    counted_by: Mapping[int, PeerId],
+) -> tuple[Hop, ...] | None:
+    """Return hops as `route`, but leave stages that have counted the microbatch to whoever did, if it can be had.
+
+    A repetition adds nothing there; with another replica of the stage both would have counted it.
+
+    Args:
+        holders: Who serves.
+        start: First stage.
+        stop: Stage after the last.
+        cost: As measured.
+        avoid: Peers that failed for this microbatch.
+        counted_by: By stage, who may have counted it.
+    """
+    holders = tuple(holders)
+    shards = {holder.peer_id: holder.shard for holder in holders if holder.peer_id not in avoid}
+
+    def bound_to(stage: int) -> PeerId | None:
+        peer = counted_by.get(stage)
+        return peer if peer is not None and peer in shards and shards[peer].holds(stage) else None
+
+    hops: tuple[Hop, ...] = ()
+    while start < stop:
+        peer, end = bound_to(start), start + 1
+        while end < stop and bound_to(end) == peer:
+            end += 1
+        part = route(holders, start, end, cost=cost, avoid=avoid) if peer is None else (Hop(peer, start, end),)
+        if part is None:
+            return None
+        hops, start = hops + part, end
+    return hops
+
+
 def missing_stages(holders: Iterable[Holder], num_stages: int) -> tuple[int, ...]:
     """Return the stages that nobody holds."""
     held = {stage for holder in holders for stage in holder.shard.stages}

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from node.averaging.strategy import Prepared
-from node.core.book import Book
+from node.core.book import Book, Entry
 from node.core.errors import NoReplica, PeerError, StaleVersion
 from node.core.events import EventBus, MicrobatchDone, MicrobatchRetried, StagesFound, StagesMissing
 from node.core.round_messages import Share
@@ -87,11 +87,13 @@ class Driver:
         self._salt = salt
         self._max_in_flight = max_in_flight
         self._book = Book()
-        self._redo: deque[Microbatch] = deque()
+        self._redo: deque[Entry] = deque()
+        """To be brought through (again), with those who have counted it already."""
         self._began: dict[int, Cursor] = {}
         """The stream's cursor before each microbatch that is not settled."""
-        self._moving: set[asyncio.Task[None]] = set()
+        self._moving: dict[asyncio.Task[None], Entry] = {}
         self._parked = 0
+        self._is_running = False
         self._may_begin = asyncio.Event()
         self._may_begin.set()
         self._changed = asyncio.Event()
@@ -121,10 +123,15 @@ class Driver:
         return self._stream.epoch if self._stream is not None else 0.0
 
     async def hold(self) -> Prepared:
-        """Begin no microbatch, and finish those under way; one that waits for a missing stage stays where it is."""
+        """Begin no microbatch, and finish those under way; one that waits for a missing stage stays where it is.
+
+        What a holder that is dead by now had counted is done again before, so that all stages bring the same.
+        """
         self._may_begin.clear()
-        while len(self._moving) > self._parked:
-            await self._change()
+        await self._come_to_rest()
+        while self._is_running and not self._may_begin.is_set() and await self._is_some_holder_gone():
+            await self._come_to_rest()
+        self._book.bring()
         return Prepared(self._book.labels, self._book.tokens, self._book.doubts)
 
     def sealed(self) -> None:
@@ -172,46 +179,56 @@ class Driver:
         """
         if self._stream is None:
             await asyncio.Event().wait()
+        self._is_running = True
         try:
             while True:
                 if self._failure is not None:
                     raise self._failure
                 self._reset_doubtful()
-                self._take_back_what_is_lost()
-                while self._may_go() and self._book.tokens < backlog_tokens() and (batch := self._next()) is not None:
-                    task = asyncio.create_task(self._bring(batch), name=f"microbatch {batch.id}")
-                    self._moving.add(task)
-                    task.add_done_callback(self._ended)
+                if self._may_begin.is_set():  # what a round has been told of stays until it has ended
+                    self._take_back_what_is_lost(self._swarm.sessions())
+                    self._begin_again()
+                    self._begin_new(backlog_tokens)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_AGAIN_S):  # `wait_for` may swallow a cancellation
                         await self._change()
         finally:
+            self._is_running = False
             tasks = (*self._moving, *self._resetting)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _may_go(self) -> bool:
-        limit = self._flow.in_flight(self._max_in_flight)
-        return self._may_begin.is_set() and not self._parked and len(self._moving) < limit
+    def _has_room(self) -> bool:
+        return not self._parked and len(self._moving) < self._flow.in_flight(self._max_in_flight)
 
-    def _next(self) -> Microbatch | None:
-        if self._redo:
-            return self._redo.popleft()
+    def _begin_again(self) -> None:
+        while self._redo and self._has_room():
+            self._begin(self._redo.popleft())
+
+    def _begin_new(self, backlog_tokens: Callable[[], int]) -> None:
         assert self._stream is not None, "a node without data drives nothing"
-        before = self._stream.cursor
-        batch = next(self._stream, None)
-        if batch is not None:
+        while not self._redo and self._has_room() and self._book.tokens < backlog_tokens():
+            before = self._stream.cursor
+            batch = next(self._stream, None)
+            if batch is None:
+                return
             self._began[batch.id] = before
-        return batch
+            self._begin(Entry(batch, {}))
 
-    async def _bring(self, batch: Microbatch) -> None:
-        """Bring one microbatch through, at whatever version it takes."""
+    def _begin(self, entry: Entry) -> None:
+        moving = Entry(entry.batch, counted := dict(entry.counted_by))
+        task = asyncio.create_task(self._bring(entry.batch, counted), name=f"microbatch {entry.batch.id}")
+        self._moving[task] = moving
+        task.add_done_callback(self._ended)
+
+    async def _bring(self, batch: Microbatch, counted: dict[int, tuple[PeerId, str]]) -> None:
+        """Bring one microbatch through, at whatever version it takes; `counted` tells who may have counted it."""
         avoid: set[PeerId] = set()
         while True:
             version, base = self._swarm.standing()
             try:
-                finished = await self._attempt(batch, version, base, avoid).run()
+                finished = await self._attempt(batch, version, base, avoid, counted).run()
             except StaleVersion:
                 if self._swarm.standing()[0] == version:
                     await self._rest(_RETRY_S)  # this node's own step, or theirs, is a moment away
@@ -226,7 +243,9 @@ class Driver:
                 self._note(finished)
                 return
 
-    def _attempt(self, batch: Microbatch, version: int, base: str, avoid: set[PeerId]) -> Attempt:
+    def _attempt(
+        self, batch: Microbatch, version: int, base: str, avoid: set[PeerId], counted: dict[int, tuple[PeerId, str]]
+    ) -> Attempt:
         order = Order(
             driver=self._me,
             microbatch=batch.id,
@@ -244,6 +263,7 @@ class Driver:
             engine=self._engine,
             router=self._router,
             doubt=self._book.doubt,
+            counted=counted,
             avoid=avoid,
         )
 
@@ -273,12 +293,30 @@ class Driver:
         loss = finished.loss_sum / batch.num_labels if batch.num_labels else 0.0
         self._events.emit(MicrobatchDone(batch.id, loss, batch.num_tokens, batch.num_labels, finished.seconds))
 
-    def _take_back_what_is_lost(self) -> None:
-        """Do again what a holder that is gone had counted."""
-        redo = self._book.lost(self._swarm.sessions())
+    async def _come_to_rest(self) -> None:
+        """Finish what is under way and what was to be done again, unless a stage is missing or the rest is over."""
+        while not self._may_begin.is_set():
+            if self._is_running:
+                self._begin_again()
+            if len(self._moving) <= self._parked:
+                return
+            await self._change()
+
+    async def _is_some_holder_gone(self) -> bool:
+        """Ask those who have counted something whether they are there; what others had counted is to be done again."""
+        sessions = self._swarm.sessions()
+        asked = sorted(self._book.holders & sessions.keys() - {self._me})
+        answers = await asyncio.gather(*(self._router.is_there(peer) for peer in asked))
+        silent = {peer for peer, is_there in zip(asked, answers, strict=True) if not is_there}
+        self._take_back_what_is_lost({peer: s for peer, s in sessions.items() if peer not in silent})
+        return bool(self._redo) and not self._parked
+
+    def _take_back_what_is_lost(self, alive: Mapping[PeerId, str]) -> None:
+        """Let what a holder that is gone had counted be done again."""
+        redo = self._book.lost(alive)
         if redo:
             text = f"{len(redo)} microbatches are done again: a holder of theirs is gone, and its sums with it"
-            self._events.emit(MicrobatchRetried(redo[0].id, text))
+            self._events.emit(MicrobatchRetried(redo[0].batch.id, text))
             self._redo.extend(redo)
 
     def _reset_doubtful(self) -> None:
@@ -295,8 +333,10 @@ class Driver:
         return holds_all and set(self._swarm.sessions()) == {self._me}
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._moving.discard(task)
+        entry = self._moving.pop(task)
         self._changed.set()
+        if task.cancelled():
+            self._redo.append(entry)  # when driving goes on, it counts where it has not been counted yet
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failure = error
 

@@ -1,7 +1,7 @@
 """One peer's part of a microbatch's way: this node's own stages, another node's, or a chain of several nodes'.
 
 A hop either does what is asked or raises; it never retries. Who raises is taken to have done nothing, except that a
-backward whose answer was lost may have been counted: `RemoteFailure.may_have_counted`.
+backward whose answer was lost may have been counted.
 """
 
 from __future__ import annotations
@@ -85,8 +85,6 @@ class Visit:
     """Compute by peer, forward and backward."""
     overhead_s: float = 0.0
     queue_s: float = 0.0
-    tried_backward: bool = False
-    """A backward was sent: if no answer came, it may have been counted."""
 
 
 class HopCaller(Protocol):
@@ -181,7 +179,6 @@ class RemoteHop:
         request = self._request(pb.STAGE_KIND_BACKWARD, order, backwards, visit)
         request.wants_tensor = self.hops[0].first_stage > 0
         tensors = [await self._wire.encode("backward", gradient, order.lengths, self._wire.dtype_name)]
-        visit.tried_backward = True
         started = time.perf_counter()
         try:
             reply, data = await self._call(order, request, tensors, backward=True)

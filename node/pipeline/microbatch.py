@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,8 +29,10 @@ _MAX_REROUTES = 32
 class Router(Protocol):
     """Chooses hops, and is told how they did."""
 
-    def hops(self, start: int, stop: int, *, tokens: int, avoid: Collection[PeerId]) -> tuple[HopCaller, ...]:
-        """Return callers for stages `[start, stop)`.
+    def hops(
+        self, start: int, stop: int, *, tokens: int, avoid: Collection[PeerId], counted_by: Mapping[int, PeerId]
+    ) -> tuple[HopCaller, ...]:
+        """Return callers for stages `[start, stop)`; stages that have counted the microbatch stay with who did.
 
         Raises:
             NoReplica: some stage has no holder.
@@ -38,6 +40,9 @@ class Router(Protocol):
 
     def failed(self, error: PeerError) -> None:
         """Note that a peer failed."""
+
+    async def is_there(self, peer: PeerId) -> bool:
+        """Return whether a holder answers."""
 
     async def reset(self, peer: PeerId, session: str) -> None:
         """Ask a holder to drop the sums of a session; whether it did shows in its next announcement."""
@@ -72,7 +77,9 @@ class Attempt:
     engine: Engine
     router: Router
     doubt: Callable[[PeerId, str], None]
-    """Told which holder may have counted the microbatch without saying so."""
+    """Told which holder, and session, may have counted what another one counts now."""
+    counted: dict[int, tuple[PeerId, str]] = field(default_factory=dict)
+    """By stage: who may have counted this microbatch already, in this attempt or in one before."""
     avoid: set[PeerId] = field(default_factory=set)
     _failures: int = 0
 
@@ -113,7 +120,8 @@ class Attempt:
         """Bring hidden states [T, H] through stages `[start, stop)`."""
         visits: list[Visit] = []
         while start < stop:
-            caller = self.router.hops(start, stop, tokens=self.batch.num_tokens, avoid=self.avoid)[0]
+            bound = {stage: peer for stage, (peer, _) in self.counted.items()}
+            caller = self.router.hops(start, stop, tokens=self.batch.num_tokens, avoid=self.avoid, counted_by=bound)[0]
             try:
                 visit = await caller.forward(self.order, hidden)
             except PeerError as error:
@@ -132,13 +140,15 @@ class Attempt:
         return done
 
     async def _backward_one(self, visit: Visit, gradient: Tensor, done: list[Visit]) -> Tensor | None:
+        before = dict(self.counted)
+        self._claim(visit)
         try:
             result = await visit.hop.backward(self.order, visit, gradient)
         except PeerError as error:
+            if isinstance(error, PeerBusy) and len(visit.hop.hops) == 1:
+                self.counted.clear()  # it said that it did nothing; in a chain others may have
+                self.counted.update(before)
             await self._note(error)
-            if visit.tried_backward:
-                for peer, session in set(visit.sessions.values()):
-                    self.doubt(peer, session)
         else:
             done.append(visit)
             return result
@@ -149,6 +159,17 @@ class Attempt:
             assert passed is not None, "only the first stage's gradient is not wanted"
             passed = await self._backward_one(replacement, passed, done)
         return passed
+
+    def _claim(self, visit: Visit) -> None:
+        """Note who is about to count; another who may have counted before must drop its sums.
+
+        A peer has one session at a time: what it counted in an earlier one is gone.
+        """
+        for stage, who in visit.sessions.items():
+            before = self.counted.get(stage, who)
+            if before[0] != who[0]:
+                self.doubt(*before)
+            self.counted[stage] = who
 
     async def _note(self, error: PeerError) -> None:
         """Go round a peer that failed; wait for one that is busy, unless another can do it."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from node.core.errors import NoReplica, PeerBusy, PeerError
-from node.core.routing import Holder, Hop, HopTimes, layers_text, missing_stages, route
+from node.core.routing import Holder, Hop, HopTimes, layers_text, missing_stages, route_again
 from node.core.types import PeerId, PeerState, StagePlan, SwarmView
 from node.network.stages import StageTransport
 from node.pipeline.deliveries import Deliveries
@@ -49,16 +49,27 @@ class SwarmRouter:
         self._down: dict[PeerId, float] = {}
         self.times: defaultdict[PeerId, HopTimes] = defaultdict(HopTimes)
 
-    def hops(self, start: int, stop: int, *, tokens: int, avoid: Collection[PeerId]) -> tuple[HopCaller, ...]:
+    def hops(
+        self, start: int, stop: int, *, tokens: int, avoid: Collection[PeerId], counted_by: Mapping[int, PeerId]
+    ) -> tuple[HopCaller, ...]:
         """Return callers for stages `[start, stop)`.
 
         Raises:
             NoReplica: some stage has no holder that is not to be avoided.
         """
-        return tuple(self._callers(self._view().me, self.find(start, stop, tokens=tokens, avoid=avoid)))
+        found = self.find(start, stop, tokens=tokens, avoid=avoid, counted_by=counted_by)
+        return tuple(self._callers(self._view().me, found))
 
-    def find(self, start: int, stop: int, *, tokens: int, avoid: Collection[PeerId] = ()) -> tuple[Hop, ...]:
-        """Return the quickest hops for stages `[start, stop)`.
+    def find(
+        self,
+        start: int,
+        stop: int,
+        *,
+        tokens: int,
+        avoid: Collection[PeerId] = (),
+        counted_by: Mapping[int, PeerId] | None = None,
+    ) -> tuple[Hop, ...]:
+        """Return the quickest hops for stages `[start, stop)`; stages that have counted it stay with who did.
 
         Raises:
             NoReplica: some stage has no holder that is not to be avoided.
@@ -72,7 +83,7 @@ class SwarmRouter:
             return 0.0 if peer == view.me else self.times[peer].expected_s(tokens, num_stages)
 
         for excluded in (down | set(avoid), avoid):
-            found = route(holders, start, stop, cost=cost, avoid=excluded)
+            found = route_again(holders, start, stop, cost=cost, avoid=excluded, counted_by=counted_by or {})
             if found is not None:
                 return found
         raise self._nobody(holders, start, stop)
@@ -91,6 +102,10 @@ class SwarmRouter:
                 tokens=tokens,
                 stages=hop.stop_stage - hop.first_stage,
             )
+
+    async def is_there(self, peer: PeerId) -> bool:
+        """Return whether a holder answers; asked twice, since a machine that is busy answers late."""
+        return await self._transport.ping(peer) or await self._transport.ping(peer)
 
     async def reset(self, peer: PeerId, session: str) -> None:
         """Ask a holder to drop the sums of a session."""

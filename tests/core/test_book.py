@@ -40,7 +40,7 @@ def test_a_holder_that_lost_its_sums_has_its_microbatches_redone():
 
     redo = book.lost({A: "1", B: "2", C: "1"})
 
-    assert [b.id for b in redo] == [0]
+    assert [entry.batch.id for entry in redo] == [0]
     assert book.doubts == frozenset()
     assert book.tokens == 4
 
@@ -48,7 +48,7 @@ def test_a_holder_that_lost_its_sums_has_its_microbatches_redone():
 def test_a_holder_out_of_sight_is_in_doubt_until_it_shows_another_session():
     book = book_of((0, {0: (A, "1"), 1: (B, "1")}))
 
-    assert [b.id for b in book.lost({A: "1"})] == [0]
+    assert [entry.batch.id for entry in book.lost({A: "1"})] == [0]
     assert book.doubts == {(B, "1")}
     book.lost({A: "1", B: "1"})
     assert book.doubts == {(B, "1")}
