@@ -9,7 +9,7 @@ from typing import Literal
 
 from node.core.types import StagePlan
 from node.host.machines import Machine
-from node.host.memory import round_traffic
+from node.host.memory import fits, round_traffic
 from node.host.splitting import (
     Pipeline,
     Task,
@@ -81,12 +81,13 @@ def advise(task: Task, machines: Sequence[Machine], rounds: Rounds) -> Advice:
 def _of_nothing(task: Task, machines: Sequence[Machine]) -> tuple[str, ...]:
     driver = machines[0]
     ends_bytes = task.needed_bytes(0, ends=True, in_flight=len(machines) + 1)
+    if not fits(ends_bytes, driver.memory_bytes):
+        ends = f"embedding and head with one microbatch need {_gib(ends_bytes)} and a margin"
+        return (f"{driver.name} has the data, and {ends}: too much for it.",)
     lacking = missing_bytes(task, driver, machines[1:])
     if lacking:
         return (f"The model does not fit: these machines lack about {_gib(lacking)} for its layers.",)
-    if not any(m is not driver for m in machines) or ends_bytes > driver.memory_bytes:
-        return (f"{driver.name} has the data and cannot hold embedding and head, which need {_gib(ends_bytes)}.",)
-    return ("The model does not fit, since a stage is indivisible: `potluck.stages` with a larger number may help.",)
+    return ("The model does not fit, since a stage is indivisible: a larger `potluck.stages` may help.",)
 
 
 def _of_replicas(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Literal
 
 import torch
@@ -179,17 +178,50 @@ def _fastest(task: Task, driver: Machine, others: Sequence[Machine], num_hops: i
     return _placed(task, list(balanced), counts)
 
 
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """What one machine can do in a pipeline of so many hops, whatever its pace."""
+
+    machine: Machine
+    in_memory: int
+    """Layers that fit; -1 if not even the rest does."""
+    link_s: float
+    """Seconds that a token takes on its link."""
+    ends_flop: int
+
+    def stages_at(self, task: Task, tokens_per_s: float, *, heed_links: bool) -> int:
+        """Return how many stages it can hold and work through at that speed; -1 if it cannot take part."""
+        if heed_links and self.link_s * tokens_per_s > 1:
+            return -1
+        budget = math.inf if tokens_per_s == 0 else self.machine.flop_per_s * EFFICIENCY / tokens_per_s
+        budget -= self.ends_flop
+        if budget < 0:
+            return -1
+        num_layers = task.shape.num_layers
+        layers = min(self.in_memory, math.floor(min(budget / task.layer_flop, num_layers)))
+        if layers in (-1, num_layers):
+            return -1 if layers == -1 else task.plan.num_stages
+        return layers // len(task.plan.ranges[0])  # stages differ by a layer at most, and the first is a longest one
+
+
 def _limit(
     task: Task, driver: Machine, others: Sequence[Machine], num_hops: int, *, heed_links: bool
 ) -> dict[Machine, int] | None:
     """Return the machines of the fastest pipeline, driver first, and the most stages that each can do at its pace."""
+    bounds = []
+    for index, machine in enumerate((driver, *others)):
+        drives = index == 0
+        up, down = _bytes_per_token(task, num_hops, drives=drives, holds_first=False)
+        link_s = 8e-6 * max(up / machine.up_mbit_per_s, down / machine.down_mbit_per_s)
+        in_memory = _most_layers(task, machine, ends=drives, in_flight=_in_flight(num_hops))
+        bounds.append(_Bounds(machine, in_memory, link_s, task.ends_flop if drives else 0))
     slow, fast = 0.0, sum(m.flop_per_s for m in (driver, *others)) * EFFICIENCY / task.flop
-    best = _counts_at(task, driver, others, num_hops, slow, heed_links=heed_links)
+    best = _counts_at(task, bounds, num_hops, slow, heed_links=heed_links)
     if best is None:
         return None
     for _ in range(_HALVINGS):
         middle = (slow + fast) / 2
-        counts = _counts_at(task, driver, others, num_hops, middle, heed_links=heed_links)
+        counts = _counts_at(task, bounds, num_hops, middle, heed_links=heed_links)
         if counts is None:
             fast = middle
         else:
@@ -198,24 +230,14 @@ def _limit(
 
 
 def _counts_at(
-    task: Task, driver: Machine, others: Sequence[Machine], num_hops: int, tokens_per_s: float, *, heed_links: bool
+    task: Task, bounds: Sequence[_Bounds], num_hops: int, tokens_per_s: float, *, heed_links: bool
 ) -> dict[Machine, int] | None:
     """Return who can make so many tokens a second together, with the most stages of each; None if nobody can."""
-
-    def most(machine: Machine) -> int:
-        drives = machine is driver
-        if heed_links and not _has_link(task, machine, num_hops, tokens_per_s, drives=drives):
-            return -1
-        return _stages_at(task, machine, num_hops, tokens_per_s, drives=drives)
-
-    of_driver = most(driver)
-    if of_driver < 0 or num_hops > task.plan.num_stages:
+    driver, *others = [(b.machine, b.stages_at(task, tokens_per_s, heed_links=heed_links)) for b in bounds]
+    chosen = {machine for machine, _ in sorted(others, key=lambda other: -other[1])[:num_hops]}
+    counts = dict([driver, *(other for other in others if other[0] in chosen)])
+    if driver[1] < 0 or any(counts[machine] < 1 for machine in chosen) or num_hops > task.plan.num_stages:
         return None
-    of_others = {machine: most(machine) for machine in others}
-    ranked = sorted(others, key=lambda machine: -of_others[machine])[:num_hops]
-    if any(of_others[machine] < 1 for machine in ranked):
-        return None
-    counts = {driver: of_driver} | {machine: of_others[machine] for machine in others if machine in ranked}
     return counts if sum(counts.values()) >= task.plan.num_stages else None
 
 
@@ -234,29 +256,11 @@ def _trimmed(task: Task, most: dict[Machine, int]) -> list[int]:
     return counts
 
 
-def _has_link(task: Task, machine: Machine, num_hops: int, tokens_per_s: float, *, drives: bool) -> bool:
-    up, down = _bytes_per_token(task, num_hops, drives=drives, holds_first=False)
-    return max(up / machine.up_mbit_per_s, down / machine.down_mbit_per_s) * 8e-6 * tokens_per_s <= 1
-
-
-def _stages_at(task: Task, machine: Machine, num_hops: int, tokens_per_s: float, *, drives: bool) -> int:
-    """Return how many stages the machine can hold and work through at that speed; -1 if it cannot take part."""
-    budget = math.inf if tokens_per_s == 0 else machine.flop_per_s * EFFICIENCY / tokens_per_s
-    budget -= task.ends_flop if drives else 0
-    if budget < 0:
-        return -1
-    in_memory = _most_layers(task, machine, ends=drives, in_flight=_in_flight(num_hops))
-    layers = min(in_memory, math.floor(min(budget / task.layer_flop, task.shape.num_layers)))
-    longest = len(task.plan.ranges[0])  # stages differ by a layer at most
-    return layers if layers < 0 else layers // longest if layers < task.shape.num_layers else task.plan.num_stages
-
-
 def _in_flight(num_hops: int) -> int:
     """Return how many microbatches keep that many hops and the driver busy, with one on its way."""
     return num_hops + 2 if num_hops else 1
 
 
-@cache
 def _most_layers(task: Task, machine: Machine, *, ends: bool, in_flight: int) -> int:
     """Return how many layers fit into the machine's memory; -1 if not even nothing does."""
 
