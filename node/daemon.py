@@ -73,6 +73,7 @@ class Daemon:
         self._loaded: Loaded | None = None
         self._sync: Sync | None = None
         self._cutting: Cutting | None = None
+        self._capacity = 0
         self._is_finished = False
         self._background: list[asyncio.Task[None]] = []
 
@@ -181,8 +182,10 @@ class Daemon:
         assert self._running is not None
         assert self._heartbeat is not None
         device = pick_device(self._settings.device)
+        moves_to = await self._unload()
         view = await self._heartbeat.beat()
-        room, cutting = await asyncio.to_thread(self._choose, device, view)
+        room, cutting = await asyncio.to_thread(self._choose, device, view, moves_to)
+        self._capacity = room.num_stages
         self._cutting = cutting
         enlisted, heartbeat, spec = self._enlisted, self._heartbeat, load_spec(self._enlisted.recipe, device, cutting)
         folder = await ensure_weights(
@@ -199,9 +202,14 @@ class Daemon:
         if trainer.checkpoint is not None:
             self._board.restore(dict(trainer.checkpoint.counters))
         host = Host(self._running, self._heartbeat, self._engine, self._board, self._events, lambda: self.state)
-        loaded = Loaded(host, self._enlisted, trainer, max_graphs=room.num_graphs(cutting.held))
+        loaded = Loaded(
+            host,
+            self._enlisted,
+            trainer,
+            max_graphs=room.num_graphs(cutting.held),
+            may_move=self._settings.stages == "auto",
+        )
         await loaded.open()
-        self._cleanup.push_async_callback(loaded.close)
         self._loaded = loaded
         self._sync = Sync(
             running=self._running,
@@ -214,7 +222,17 @@ class Daemon:
         )
         return Signal.LOADED
 
-    def _choose(self, device: str, view: SwarmView) -> tuple[Room, Cutting]:
+    async def _unload(self) -> Shard | None:
+        """Let go of what is loaded, if anything is; return the stages that it is to make room for."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is None:
+            return None
+        await loaded.rounds.settle()
+        await loaded.upkeep.save_now()
+        await loaded.close()
+        return loaded.moves_to
+
+    def _choose(self, device: str, view: SwarmView, moves_to: Shard | None) -> tuple[Room, Cutting]:
         """Return what fits here, and what of it to hold."""
         enlisted = self._enlisted
         assert enlisted is not None
@@ -224,7 +242,7 @@ class Daemon:
         room = Room.of(enlisted.recipe, shape, describe(device), self._settings, drives=drives, bf16=bf16)
         held = CheckpointStore(enlisted.folder.checkpoints, read_only=True).latest_stages(enlisted.fingerprint)
         others = [peer for peer in view.peers if peer.peer_id != view.me]
-        shard = pick_shard(room, self._settings, others, before=held, lends=not drives)
+        shard = moves_to or pick_shard(room, self._settings, others, before=held, lends=not drives)
         self._events.emit(Holding(shard.first_stage, shard.stop_stage, room.plan.num_stages, _layers(shard, room)))
         return room, Cutting(room.plan, shard, drives)
 
@@ -258,6 +276,8 @@ class Daemon:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        if self._loaded is not None:
+            await self._loaded.close()
         await self._cleanup.aclose()
         await self._engine.close()
 
@@ -358,6 +378,8 @@ class Daemon:
             expires_at_s=time.time() + RECORD_LIFETIME_S,
             session=loaded.strategy.session if loaded else "",
             drives=bool(self._enlisted and self._enlisted.data is not None),
+            stage_tokens_per_s=loaded.stage_tokens_per_s if loaded else 0.0,
+            capacity_stages=self._capacity,
         )
 
 

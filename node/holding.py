@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Collection, Iterable, Sequence
 
 from node.config.local import LocalSettings
 from node.config.recipe import Recipe
 from node.core.errors import ConfigError, OutOfDeviceMemory
-from node.core.placement import Candidate, auto_num_stages, choose
-from node.core.routing import layers_text
-from node.core.types import NO_SHARD, Peer, PeerState, Shard, StagePlan
+from node.core.placement import Candidate, auto_num_stages, choose, is_lopsided, should_move
+from node.core.routing import Holder, layers_text, missing_stages
+from node.core.types import NO_SHARD, Peer, PeerState, Shard, StagePlan, SwarmView
 from node.host.devices import Device
 from node.host.memory import NF4_BYTES_PER_WEIGHT, AdapterShape, MemoryPlan, Workload, fits, plan_memory
 from node.host.shapes import ModelShape
@@ -131,17 +132,51 @@ def pick_shard(
         return NO_SHARD
     if before and set(before) == set(range(min(before), max(before) + 1)) and len(before) <= capacity:
         return Shard(min(before), max(before) + 1)
-    others = [
-        Candidate(peer.peer_id, peer.shard, _speed(peer), len(peer.shard))
-        for peer in peers
-        if len(peer.shard) and peer.state in _SERVES
+    return choose(room.plan.num_stages, candidates(peers), capacity)
+
+
+def candidates(peers: Iterable[Peer]) -> list[Candidate]:
+    """Return who holds stages, for the placement; those whose speed is not measured yet count as average."""
+    holders = [peer for peer in peers if len(peer.shard) and peer.state in _SERVES]
+    measured = [peer.stage_tokens_per_s for peer in holders if peer.stage_tokens_per_s]
+    average = sum(measured) / len(measured) if measured else 1.0
+    return [
+        Candidate(
+            peer.peer_id, peer.shard, peer.stage_tokens_per_s or average, max(peer.capacity_stages, len(peer.shard))
+        )
+        for peer in holders
     ]
-    return choose(room.plan.num_stages, others, capacity)
 
 
-def _speed(peer: Peer) -> float:
-    """Return a guess of what a peer makes, for comparing replicas: those that tell nothing count alike."""
-    return max(1.0, peer.progress.tokens_per_s if peer.progress is not None else 1.0)
+class Mover:
+    """Watches whether this node should hold other stages than it does; asked now and then, it never thrashes."""
+
+    def __init__(self, num_stages: int, *, may_move: bool) -> None:
+        """Set up; an owner who names stages keeps them."""
+        self._num_stages = num_stages
+        self._may_move = may_move
+        self._settled_at = time.monotonic()
+        self._lopsided_at: float | None = None
+        self._unheld: tuple[int, ...] = ()
+
+    def wanted(self, view: SwarmView) -> Shard | None:
+        """Return the stages to hold instead of the present ones, or None to stay."""
+        holders, now = candidates(view.peers), time.monotonic()
+        unheld = missing_stages([Holder(h.peer_id, h.shard) for h in holders], self._num_stages)
+        if not is_lopsided(self._num_stages, holders):
+            self._lopsided_at = None
+            return None
+        if self._lopsided_at is None or unheld != self._unheld:
+            self._lopsided_at, self._unheld = now, unheld
+        if not self._may_move:
+            return None
+        return should_move(
+            self._num_stages,
+            holders,
+            view.me,
+            lopsided_s=now - self._lopsided_at,
+            settled_s=now - self._settled_at,
+        )
 
 
 def _named(text: str, plan: StagePlan) -> Shard:

@@ -18,9 +18,9 @@ from node.board import Board
 from node.core.errors import NeedsInput, NodeError
 from node.core.events import EventBus
 from node.core.lifecycle import Signal
-from node.core.types import HASH_CHARS, PeerState, Progress, Standing, SwarmView
+from node.core.types import HASH_CHARS, PeerState, Progress, Shard, Standing, SwarmView
 from node.enlist import Enlisted
-from node.holding import MAX_IN_FLIGHT
+from node.holding import MAX_IN_FLIGHT, Mover
 from node.network.processes import RunningP2P
 from node.pipeline.parts import Cut, Pipeline, Surroundings, build_pipeline
 from node.pipeline.wire import hidden_bytes, hidden_from
@@ -34,6 +34,7 @@ from node.upkeep import Upkeep
 from node.v1 import control_pb2
 
 _LOOK_EVERY_S = 0.1
+_LOOK_AROUND_S = 10.0
 MAX_BACKLOG_STEPS = 4
 """A node whose rounds do not commit stops adding to its gradient after this many steps' worth of tokens."""
 
@@ -53,10 +54,14 @@ class Host:
 class Loaded:
     """One run, ready to train."""
 
-    def __init__(self, host: Host, enlisted: Enlisted, trainer: Trainer, *, max_graphs: int) -> None:
+    def __init__(self, host: Host, enlisted: Enlisted, trainer: Trainer, *, max_graphs: int, may_move: bool) -> None:
         """Put the parts together; nothing is served before `open`."""
+        self.moves_to: Shard | None = None
+        """Stages to hold instead, once `train` has returned `Signal.REASSIGNED`."""
+        self._mover = Mover(trainer.cutting.plan.num_stages, may_move=may_move)
         self.trainer = trainer
         self.cutting = trainer.cutting
+        self._looked_at = time.monotonic()
         self._host = host
         self._enlisted = enlisted
         self._target_tokens = enlisted.recipe.potluck.averaging.target_batch_tokens
@@ -113,6 +118,11 @@ class Loaded:
     def own_tokens(self) -> int:
         """Tokens of this node's own microbatches since the last committed round."""
         return self.pipeline.driver.tokens if self.pipeline is not None else self.trainer.adapters[0].tokens
+
+    @property
+    def stage_tokens_per_s(self) -> float:
+        """What this node makes of one stage, if it did nothing else; 0 before it is measured."""
+        return self.pipeline.runner.tokens_per_s if self.pipeline is not None else 0.0
 
     @property
     def hidden_bytes(self) -> tuple[int, int]:
@@ -179,6 +189,8 @@ class Loaded:
                 await self.rounds.step_if_alone()
                 nudge.set()
                 await self.upkeep.between_microbatches()
+                if self._should_move():
+                    return Signal.REASSIGNED
                 await asyncio.sleep(_LOOK_EVERY_S)
             return Signal.STOP_REQUESTED
         finally:
@@ -207,6 +219,15 @@ class Loaded:
         except NeedsInput:
             return control_pb2.RunStagesResponse(needs_all=True)
         return control_pb2.RunStagesResponse(hidden=hidden_bytes(output, request.dtype))
+
+    def _should_move(self) -> bool:
+        """Look now and then whether other stages need this node more; what its sums hold is then done again."""
+        now = time.monotonic()
+        if now - self._looked_at < _LOOK_AROUND_S:
+            return False
+        self._looked_at = now
+        self.moves_to = self._mover.wanted(self.rounds.view())
+        return self.moves_to is not None
 
     async def _score(self) -> Score | None:
         """Score the held-out split, over the swarm's stages if they are not all here."""

@@ -93,8 +93,9 @@ def choose(
     if capacity_stages >= num_stages:
         return Shard(0, num_stages)
     me = Candidate(PeerId(""), NO_SHARD, stage_tokens_per_s, capacity_stages)
-    moved = [replace(me, shard=shard) for shard in _windows(me, num_stages)]
-    return max(moved, key=lambda there: _merit(num_stages, holders, there)).shard
+    best = _best_window(num_stages, holders, me, _windows(me, num_stages))
+    assert best is not None, "who can hold a stage has somewhere to go"
+    return best[1].shard
 
 
 def is_lopsided(num_stages: int, holders: Sequence[Candidate]) -> bool:
@@ -143,7 +144,10 @@ def should_move(
 
 def _relief(num_stages: int, holders: Sequence[Candidate], stay: Collection[PeerId]) -> Candidate | None:
     """Return the first of a few moves that together make the slowest stage `MIN_GAIN` faster, or None."""
-    slowest = min(throughputs(num_stages, holders))
+    made = throughputs(num_stages, holders)
+    slowest = min(made)
+    if MIN_GAIN * slowest > sum(made) / num_stages:
+        return None  # not even a perfect spread is so much faster
     first: Candidate | None = None
     now, done = list(holders), set(stay)
     for _ in range(_MAX_PLANNED):
@@ -179,34 +183,46 @@ def _best_move(
 ) -> Candidate | None:
     """Return the move of one node to some of the `wanted` stages that improves most, or None if none improves."""
     before = sorted(throughputs(num_stages, holders))
-    best: tuple[tuple[list[float], int, int, int], Candidate] | None = None
+    best: tuple[_Merit, Candidate] | None = None
     for holder in sorted(holders, key=lambda h: h.peer_id):
         if holder.peer_id in stay:
             continue
         others = _without(holders, holder.peer_id)
-        for shard in _windows(holder, num_stages):
-            there = replace(holder, shard=shard)
-            if shard == holder.shard or not any(shard.holds(s) for s in wanted):
-                continue
-            if _abandons(num_stages, holders, there):
-                continue
-            merit = _merit(num_stages, others, there)
-            if merit[0] > before and (best is None or merit > best[0]):
-                best = merit, there
+        unheld = _unheld(num_stages, others)
+        alone = {stage for stage in _within(holder.shard, num_stages) if stage in unheld}
+        shards = [
+            shard
+            for shard in _windows(holder, num_stages)
+            if shard != holder.shard and any(map(shard.holds, wanted)) and all(map(shard.holds, alone))
+        ]
+        found = _best_window(num_stages, others, holder, shards)
+        if found is not None and found[0][0] > before and (best is None or found[0] > best[0]):
+            best = found
     return best[1] if best is not None else None
 
 
-def _merit(num_stages: int, others: Sequence[Candidate], there: Candidate) -> tuple[list[float], int, int, int]:
-    """Return how good it is that a node holds these stages; more is better."""
-    holders = [*others, there]
+_Merit = tuple[list[float], int, int, int]
+"""Sorted throughputs; hops that cover the model, negative; edges that are others' edges; first stage, negative."""
+
+
+def _best_window(
+    num_stages: int, others: Sequence[Candidate], node: Candidate, shards: Iterable[Shard]
+) -> tuple[_Merit, Candidate] | None:
+    """Return the best of `shards` for a node, and how good the swarm is then; more is better."""
+    without = throughputs(num_stages, others)
     edges = {0, num_stages} | {e for o in others for e in (o.shard.first_stage, o.shard.stop_stage) if len(o.shard)}
-    abutting = (there.shard.first_stage in edges) + (there.shard.stop_stage in edges)
-    return (
-        sorted(throughputs(num_stages, holders)),
-        -num_hops(num_stages, [h.shard for h in holders]),
-        abutting,
-        -there.shard.first_stage,
-    )
+    best: tuple[_Merit, Candidate] | None = None
+    for shard in shards:
+        share = node.stage_tokens_per_s / len(shard)
+        made = sorted(total + share if shard.holds(stage) else total for stage, total in enumerate(without))
+        if best is not None and made < best[0][0]:
+            continue
+        hops = num_hops(num_stages, [shard, *(other.shard for other in others)])
+        abutting = (shard.first_stage in edges) + (shard.stop_stage in edges)
+        merit = made, -hops, abutting, -shard.first_stage
+        if best is None or merit > best[0]:
+            best = merit, replace(node, shard=shard)
+    return best
 
 
 def num_hops(num_stages: int, shards: Sequence[Shard]) -> int:

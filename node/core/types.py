@@ -253,6 +253,10 @@ class Peer:
     """Of its sums (hex): another one whenever it has lost or discarded what it had counted."""
     drives: bool = True
     """Whether it has data of its own and sends microbatches through the stages."""
+    stage_tokens_per_s: float = 0.0
+    """Through one stage, forward and backward, if it did nothing else; 0 before it is measured."""
+    capacity_stages: int = 0
+    """Stages that it has memory for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,8 @@ class _PeerRecord(BaseModel):
     at_s: float = Field(ge=0, le=1e11, allow_inf_nan=False)
     session: str = Field(pattern=r"^[0-9a-f]{0,32}$")
     drives: bool
+    stage_tokens_per_s: float = Field(ge=0, le=1e9, allow_inf_nan=False)
+    capacity_stages: int = Field(ge=0, le=1024)
 
     @field_validator("addresses")
     @classmethod
@@ -87,6 +89,8 @@ def encode_peer(peer: Peer, *, fingerprint: str, at_s: float, identity: Identity
         at_s=at_s,
         session=peer.session,
         drives=peer.drives,
+        stage_tokens_per_s=peer.stage_tokens_per_s,
+        capacity_stages=peer.capacity_stages,
     )
     if peer.loss is not None and math.isfinite(peer.loss):
         record.loss = peer.loss
@@ -120,6 +124,8 @@ def decode_peer(data: object, *, fingerprint: str, expires_at_s: float) -> Peer 
             at_s=record.at_s,
             session=record.session,
             drives=record.drives,
+            stage_tokens_per_s=record.stage_tokens_per_s,
+            capacity_stages=record.capacity_stages,
         )
     except (ValidationError, ValueError):
         return None
@@ -136,6 +142,8 @@ def decode_peer(data: object, *, fingerprint: str, expires_at_s: float) -> Peer 
         expires_at_s=expires_at_s,
         session=checked.session,
         drives=checked.drives,
+        stage_tokens_per_s=checked.stage_tokens_per_s,
+        capacity_stages=checked.capacity_stages,
     )
 
 

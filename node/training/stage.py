@@ -9,6 +9,7 @@ Legend: T tokens of a microbatch, H hidden size.
 from __future__ import annotations
 
 import secrets
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -22,6 +23,8 @@ from node.core.types import LayerRange, PeerId, StagePlan
 from node.model.shard import ModelShard
 from node.training.adapter import StageAdapter
 
+_KEPT_SHARE = 0.98
+"""Of what was measured, with each new measurement."""
 _REMEMBERED_IDS = 4096
 """Microbatches of one driver that are remembered as counted; a driver has a few dozen that are not settled."""
 
@@ -92,8 +95,15 @@ class StageRunner:
         self._max_inputs = max(max_inputs, max_graphs)
         self._kept: OrderedDict[tuple[PeerId, int, int, int], _Kept] = OrderedDict()
         self._counted: dict[PeerId, OrderedDict[int, set[int]]] = {}
+        self._spent_s = 0.0
+        self._done_tokens = 0.0
         self.session = ""
         self.new_session()
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens a second through one stage, forward and backward, by what was measured lately; 0 before."""
+        return self._done_tokens / self._spent_s if self._spent_s else 0.0
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -117,7 +127,9 @@ class StageRunner:
             StaleVersion: the adapter is at another version than the driver counts on.
         """
         self._check_version(job)
+        started = time.perf_counter()
         kept = self._run(job, hidden)
+        self._measured(job, time.perf_counter() - started)
         self._kept.pop(job.key, None)
         self._kept[job.key] = kept
         self._make_room()
@@ -149,6 +161,7 @@ class StageRunner:
             NeedsInput: the input is not kept any more.
         """
         self._check_version(job)
+        started = time.perf_counter()
         kept = self._kept.pop(job.key, None)
         if kept is None or kept.version != job.version:
             if hidden is None:
@@ -169,6 +182,7 @@ class StageRunner:
         for stage in new:
             self._adapters[stage].count(job.num_tokens, job.weight)
         counted.update(new)
+        self._measured(job, time.perf_counter() - started)
         self._forget_old(job.driver)
         return kept.input.grad, new
 
@@ -181,6 +195,12 @@ class StageRunner:
         leaf = hidden.detach().requires_grad_(job.first_stage > 0)
         output = self._shard.forward(leaf, job.lengths, self.layers(job.first_stage, job.stop_stage))
         return _Kept(job.version, leaf, output)
+
+    def _measured(self, job: StageJob, seconds: float) -> None:
+        """Take in one direction of a microbatch; both cost about the same, so each is half of its tokens."""
+        self._spent_s = _KEPT_SHARE * self._spent_s + seconds
+        self._done_tokens *= _KEPT_SHARE
+        self._done_tokens += job.num_tokens * (job.stop_stage - job.first_stage) / 2
 
     def _make_room(self) -> None:
         """Keep the newest graphs, and inputs alone of the ones before: the oldest wait longest for their backward."""

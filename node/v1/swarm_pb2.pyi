@@ -17,7 +17,7 @@ class Signed(_message.Message):
     def __init__(self, body: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class PeerRecord(_message.Message):
-    __slots__ = ("fingerprint", "peer_id", "name", "addresses", "first_stage", "stop_stage", "state", "loss", "tokens_given", "progress", "at_s", "session", "drives")
+    __slots__ = ("fingerprint", "peer_id", "name", "addresses", "first_stage", "stop_stage", "state", "loss", "tokens_given", "progress", "at_s", "session", "drives", "stage_tokens_per_s", "capacity_stages")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,8 @@ class PeerRecord(_message.Message):
     AT_S_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     DRIVES_FIELD_NUMBER: _ClassVar[int]
+    STAGE_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_STAGES_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     peer_id: str
     name: str
@@ -44,7 +46,9 @@ class PeerRecord(_message.Message):
     at_s: float
     session: str
     drives: bool
-    def __init__(self, fingerprint: _Optional[str] = ..., peer_id: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., first_stage: _Optional[int] = ..., stop_stage: _Optional[int] = ..., state: _Optional[str] = ..., loss: _Optional[float] = ..., tokens_given: _Optional[int] = ..., progress: _Optional[_Union[RunProgress, _Mapping]] = ..., at_s: _Optional[float] = ..., session: _Optional[str] = ..., drives: _Optional[bool] = ...) -> None: ...
+    stage_tokens_per_s: float
+    capacity_stages: int
+    def __init__(self, fingerprint: _Optional[str] = ..., peer_id: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., first_stage: _Optional[int] = ..., stop_stage: _Optional[int] = ..., state: _Optional[str] = ..., loss: _Optional[float] = ..., tokens_given: _Optional[int] = ..., progress: _Optional[_Union[RunProgress, _Mapping]] = ..., at_s: _Optional[float] = ..., session: _Optional[str] = ..., drives: _Optional[bool] = ..., stage_tokens_per_s: _Optional[float] = ..., capacity_stages: _Optional[int] = ...) -> None: ...
 
 class RunProgress(_message.Message):
     __slots__ = ("version", "base_hash", "committed_tokens", "tokens", "tokens_per_s", "hashes")
