@@ -34,6 +34,9 @@ from node.upkeep import Upkeep
 from node.v1 import control_pb2
 
 _LOOK_EVERY_S = 0.1
+_LINGER_S = 10.0
+"""Nobody has asked for so long: whoever scores a result is through, or gone."""
+_MAX_LINGER_S = 600.0
 _LOOK_AROUND_S = 10.0
 MAX_BACKLOG_STEPS = 4
 """A node whose rounds do not commit stops adding to its gradient after this many steps' worth of tokens."""
@@ -192,11 +195,22 @@ class Loaded:
                 if self._should_move():
                     return Signal.REASSIGNED
                 await asyncio.sleep(_LOOK_EVERY_S)
-            return Signal.STOP_REQUESTED
         finally:
             driving.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await driving
+        await self.upkeep.evaluate()
+        await self._see_others_through(pipeline)
+        return Signal.STOP_REQUESTED
+
+    async def _see_others_through(self, pipeline: Pipeline) -> None:
+        """Serve on at the run's end for as long as others score with this node's stages."""
+        until = time.monotonic() + _MAX_LINGER_S
+        while time.monotonic() < until and pipeline.server.idle_s < _LINGER_S:
+            peers = self.rounds.view().peers
+            if not any(peer.drives and peer.peer_id != self._host.running.peer_id for peer in peers):
+                return
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     async def run_stages(self, request: control_pb2.RunStagesRequest) -> control_pb2.RunStagesResponse:
         """Bring hidden states of the owner's own through all stages of the swarm.

@@ -83,12 +83,17 @@ class Sync:
         """Fetch the wanted stages at `target`, and go there; a stage that nobody holds there keeps the bits it has."""
         states: dict[int, AdapterState] = {}
         lineage: tuple[str, ...] = ()
-        sources: dict[int, Peer] = {}
         size = 0
-        for stage in sorted(wanted):
-            holder = _holder(view, stage, target)
-            if holder is None:
-                continue
+        found = {stage: _holder(view, stage, target) for stage in sorted(wanted)}
+        sources = {stage: holder for stage, holder in found.items() if holder is not None}
+        before = self._progress()
+        # at step 0 the bits here are those that every run begins with, and the swarm is further
+        fresh = self._adapters.keys() if before.version == 0 else self._unknown
+        lost = set(fresh) - sources.keys()
+        if lost and not self._give_up(lost):
+            await asyncio.sleep(_RETRY_S)
+            return
+        for stage, holder in sources.items():
             fetched = await fetch_state(
                 self._running.p2p,
                 holder.peer_id,
@@ -101,13 +106,8 @@ class Sync:
                 raise ProtocolViolation("A peer sent another version than it said.", peer_id=holder.peer_id)
             if (fetched.version, fetched.base_hash) != (target.version, target.base_hash):
                 raise PeerBusy("it has gone on meanwhile", peer_id=holder.peer_id, retry_after_s=0.1)
-            states[stage], sources[stage], lineage = state, holder, fetched.lineage
+            states[stage], lineage = state, fetched.lineage
             size += len(fetched.data)
-        lost = self._unknown - states.keys()
-        if lost and not self._give_up(lost):
-            await asyncio.sleep(_RETRY_S)
-            return
-        before = self._progress()
         await self._rounds.adopt(states, target, lineage)
         self._unknown.clear()
         self._searching_since = None
@@ -131,10 +131,6 @@ class Sync:
             return False
         self._events.emit(Fault(f"The adapter of stage {names} is lost; it begins anew.", "The other stages go on."))
         return True
-
-    def note_fresh(self, stages: Collection[int]) -> None:
-        """Note stages whose bits here are only those that every run begins with."""
-        self._unknown |= set(stages)
 
 
 def _holder(view: SwarmView, stage: int, target: Standing) -> Peer | None:

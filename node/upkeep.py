@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from node.assembly import Trainer
 from node.averaging.gradient import GradientStrategy
 from node.board import Board
-from node.core.events import Evaluated, EventBus
+from node.core.errors import SwarmError
+from node.core.events import Evaluated, EventBus, Fault
 from node.rounds import Rounds
 from node.training.evaluate import Score
 from node.training.saver import Snapshot
@@ -69,7 +70,11 @@ class Upkeep:
         if not self._trainer.held_out or version == self._scored_version or (only_if_due and not is_due):
             return
         self._scored_version = version
-        result = await self._score()
+        try:
+            result = await self._score()
+        except SwarmError as error:
+            self._events.emit(Fault(f"The held-out rows were not scored at step {version}. {error.message}"))
+            return
         if result is not None:
             self._events.emit(Evaluated(version, result.loss, result.labels))
 

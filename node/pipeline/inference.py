@@ -5,6 +5,7 @@ Legend: T tokens, H hidden size.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from node.core.errors import NeedsInput, PeerError
+from node.core.errors import NeedsInput, PeerBusy, PeerError
 from node.core.routing import Hop
 from node.core.types import PeerId
 from node.network.stages import StageTransport
@@ -96,6 +97,8 @@ class Inference:
                     raise
                 if start:
                     raise NeedsInput("a holder of this text is gone") from error
+                if isinstance(error, PeerBusy):
+                    await asyncio.sleep(error.retry_after_s)
                 position, hidden = 0, given
                 continue
             if text:

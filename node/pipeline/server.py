@@ -86,6 +86,12 @@ class StageServer:
         self._reset = reset
         self._events = events
         self._num_served = 0
+        self._asked_at = time.monotonic()
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since somebody asked for something, or since the start; 0 while it is being done."""
+        return 0.0 if self._num_served else time.monotonic() - self._asked_at
 
     def expect(self, sender: PeerId, request: pb.StageRequest) -> tuple[int, ...]:
         """Return the bytes of each tensor that the request brings.
@@ -132,6 +138,7 @@ class StageServer:
             return _refusal(error.message), b""
         finally:
             self._num_served -= 1
+            self._asked_at = time.monotonic()
 
     async def _serve(
         self, sender: PeerId, request: pb.StageRequest, tensors: Sequence[bytearray]
