@@ -1,17 +1,32 @@
-"""Turn a GGUF file into a folder in Hugging Face's layout, once, and all or nothing."""
+"""Turn a GGUF file into a folder in Hugging Face's layout, once, tensor by tensor, and all or nothing.
+
+Names, configuration, tokenizer and what llama.cpp does to a family's weights (permuted heads, shifted norms) are
+transformers' own business and code; only that code's loader, which holds the whole model in fp32, is not used.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
-from node.core.errors import UnsupportedModel
+from node.core.errors import OutOfDisk, UnsupportedModel
 from node.model.families import check_supported
+from node.model.gguf_tensors import GgufTable, GgufTensor, read_table, read_values
+from node.model.weights import write_bf16
+
+_BLOCK_VALUES = 1 << 24
+"""Values of embedding or head that are held at a time; a layer's tensors are held one at a time, each as a whole."""
+_SPARE_BYTES = 64 << 20
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
@@ -22,35 +37,87 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 
     Raises:
         UnsupportedModel: The file cannot be read, or its model's family is not supported.
+        OutOfDisk: The disk is full or read-only.
     """
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name, "local_files_only": True}
     try:
+        table = read_table(gguf)
         config = AutoConfig.from_pretrained(**source)
         check_supported({"model_type": config.model_type})
-        model = AutoModelForCausalLM.from_pretrained(
-            **source, config=config, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-        )
         tokenizer = AutoTokenizer.from_pretrained(**source)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        processor = TENSOR_PROCESSORS.get(table.architecture, TensorProcessor)(config=config.to_dict())
+        tensors = _by_name(model, table, get_gguf_hf_weights_map(model, processor))
     except (ValueError, KeyError, NotImplementedError, OSError, RuntimeError) as error:
-        raise UnsupportedModel(
-            f"Cannot read the model in {gguf}: {error}",
-            hint="Use the model's folder with safetensors files instead of the GGUF file.",
-        ) from error
-    # transformers keeps the mark of the quantised file on the dequantised model and then refuses to save it.
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+        raise _unreadable(gguf, error) from error
+    config.architectures = [type(model).__name__]
+    config.dtype = torch.bfloat16
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    _refuse_full_disk(folder.parent, sum(math.prod(shape) for shape in shapes.values()) * torch.bfloat16.itemsize)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        model.save_pretrained(temporary)
+        config.save_pretrained(temporary)
+        model.generation_config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        write_bf16(temporary / "model.safetensors", shapes, _values(gguf, tensors, processor))
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
         os.replace(temporary, folder)
         _sync(folder.parent)
+    except OSError as error:
+        raise OutOfDisk(f"Cannot write to {folder.parent}: {error}.", hint="Make room there.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _by_name(model: Any, table: GgufTable, names: Mapping[str, str]) -> dict[str, GgufTensor]:
+    """Return the file's tensors by the names that the model gives them, in the order of the file.
+
+    Raises:
+        ValueError: One is missing, or has another shape than the configuration asks for.
+    """
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}  # tied ones once
+    tensors = {names[tensor.name]: tensor for tensor in table.tensors if tensor.name in names}
+    tensors = {name: tensor for name, tensor in tensors.items() if name in expected}
+    if absent := sorted(expected.keys() - tensors.keys()):
+        raise ValueError(
+            f"it has no tensor for {absent[0]} (one part of several? `llama-gguf-split --merge` joins them)"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name]:
+            raise ValueError(f"{tensor.name} has the shape {list(tensor.shape)}, not {list(expected[name])}")
+    return tensors
+
+
+def _values(gguf: Path, tensors: Mapping[str, GgufTensor], processor: Any) -> Iterator[Tensor]:
+    """Yield all values in bf16, in the order of `tensors`."""
+    for tensor in tensors.values():
+        # What llama.cpp permutes are rows of a layer's tensors; nothing of embedding and head depends on other rows.
+        max_values = math.prod(tensor.shape) if tensor.name.startswith("blk.") else _BLOCK_VALUES
+        try:
+            for values in read_values(gguf, tensor, max_values=max_values):
+                undone = processor.process(weights=values, name=tensor.name).weights
+                yield torch.from_numpy(undone).to(torch.bfloat16)
+        except (ValueError, NotImplementedError) as error:
+            raise _unreadable(gguf, error) from error
+
+
+def _unreadable(gguf: Path, error: Exception) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"Cannot read the model in {gguf}: {error}",
+        hint="Use the model's folder with safetensors files instead of the GGUF file.",
+    )
+
+
+def _refuse_full_disk(folder: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes + _SPARE_BYTES:
+        raise OutOfDisk(
+            f"The model of the GGUF file has {num_bytes >> 20} MiB in bf16, and {free >> 20} MiB are free at {folder}.",
+            hint="Make room there, or use the model's folder with safetensors files.",
+        )
 
 
 def _sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Read single tensors from safetensors files, and digest them.
+"""Read single tensors from safetensors files, write such files, and digest them.
 
 Nothing here needs the whole model in memory, not even as mapped pages, which count as memory in use for as long as a
 file stays open; and nothing is ever unpickled: `.bin` and `.pt` files are refused.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -205,6 +205,31 @@ class WeightReader:
                 if not count:
                     raise WeightsMissing(f"{file.name} was cut short while it was read.", hint=_AGAIN)
                 done += count
+
+
+def write_bf16(path: Path, shapes: Mapping[str, tuple[int, ...]], blocks: Iterable[torch.Tensor]) -> None:
+    """Write a safetensors file of tensors in bf16, without ever holding one.
+
+    Args:
+        path: The file, which is made or replaced.
+        shapes: Of each tensor by name, in the order in which they come.
+        blocks: The values of all of them, in bf16 and in this order, cut anywhere.
+
+    Raises:
+        OSError: The disk is full or read-only.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    stop = 0
+    for name, shape in shapes.items():
+        start, stop = stop, stop + math.prod(shape) * torch.bfloat16.itemsize
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, stop]}
+    body = json.dumps(header).encode()
+    body += b" " * (-len(body) % 8)  # the format asks for tensors at multiples of 8
+    with path.open("wb") as file:
+        file.write(len(body).to_bytes(8, "little") + body)
+        for block in blocks:
+            stop -= file.write(block.contiguous().view(-1).view(torch.uint8).numpy().data)
+    assert stop == 0, f"the tensors of {path} differ from their shapes by {stop} bytes"
 
 
 def tensor_digests(folder: Path) -> dict[str, str]:
