@@ -26,7 +26,16 @@ def model(smollm2, tmp_path_factory):
 
 def test_a_node_without_the_model_takes_it_from_its_neighbours(model, tmp_path, recipe, data, start):
     nowhere = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
-    arguments = ("start", recipe("nobody/has-this"), "--base-model", model, "--data", data("anna"), "--name", "anna")
+    arguments = (
+        "start",
+        recipe("nobody/has-this", max_steps=100_000),
+        "--base-model",
+        model,
+        "--data",
+        data("anna"),
+        "--name",
+        "anna",
+    )
     founder = start(tmp_path / "a", *arguments, env=nowhere)
     caches = {name: {**nowhere, "XDG_CACHE_HOME": str(tmp_path / f"cache-{name}")} for name in ("bert", "cleo")}
 
