@@ -1,9 +1,12 @@
 """A recipe that makes a step a second on one core, data for three nodes, and nodes that never outlive their test."""
 
 import json
+import shutil
 
 import pytest
+import torch
 from processes import Node
+from transformers import AutoConfig, AutoModelForCausalLM
 
 RECIPE = """
 base_model: {base_model}
@@ -27,6 +30,24 @@ potluck:
     target_batch_tokens: {target}
     round_timeout_s: 20
 """
+
+
+@pytest.fixture(scope="session")
+def random_model(smollm2, tmp_path_factory):
+    """Save a small random model with SmolLM2's tokenizer and return its folder."""
+
+    def save(num_layers):
+        torch.manual_seed(0)
+        config = AutoConfig.from_pretrained(smollm2)
+        config.update({"num_hidden_layers": num_layers, "hidden_size": 64, "intermediate_size": 96, "head_dim": 16})
+        config.update({"num_attention_heads": 4, "num_key_value_heads": 2})
+        folder = tmp_path_factory.mktemp("models") / "random"
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        for file in [*smollm2.glob("*token*"), *smollm2.glob("chat_template*")]:
+            shutil.copy(file, folder)
+        return folder
+
+    return save
 
 
 @pytest.fixture

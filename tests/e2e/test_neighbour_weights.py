@@ -1,27 +1,15 @@
 """A node joins on a machine that has no base model, no hub and no Internet: its neighbours have it."""
 
 import os
-import shutil
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
-def model(smollm2, tmp_path_factory):
-    """A random model of two layers with SmolLM2's tokenizer."""
-    torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(smollm2)
-    config.update({"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "head_dim": 16})
-    config.update({"num_attention_heads": 4, "num_key_value_heads": 2})
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    for file in [*smollm2.glob("*token*"), *smollm2.glob("chat_template*")]:
-        shutil.copy(file, folder)
-    return folder
+def model(random_model):
+    return random_model(2)
 
 
 def test_a_node_without_the_model_takes_it_from_its_neighbours(model, tmp_path, recipe, data, start):
