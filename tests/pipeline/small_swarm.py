@@ -55,9 +55,7 @@ class Node:
 
     async def start(self, stack, folder):
         identity = Identity.load_or_create(folder / self.name / "identity.key")
-        self.running = await start_p2p(
-            folder / self.name, identity_path=identity.path, listen=["/ip4/127.0.0.1/tcp/0"]
-        )
+        self.running = await start_p2p(folder / self.name, identity_path=identity.path, listen=["/ip4/127.0.0.1/tcp/0"])
         stack.push_async_callback(self.running.close)
         stack.push_async_callback(self.engine.close)
         stream = MicrobatchStream(documents(self.name), PACKING, seed=1, salt=self.name) if self.drives else None
@@ -140,7 +138,14 @@ class Swarm:
 
     async def add(self, stack, name, first, stop, *, drives=False, wire="star", codec="none", max_in_flight=4, **spec):
         node = Node(
-            self, name, Shard(first, stop), drives=drives, spec=spec, wire=wire, codec=codec, max_in_flight=max_in_flight
+            self,
+            name,
+            Shard(first, stop),
+            drives=drives,
+            spec=spec,
+            wire=wire,
+            codec=codec,
+            max_in_flight=max_in_flight,
         )
         await node.start(stack, self.root)
         for other in self.nodes.values():
