@@ -69,10 +69,6 @@ class World:
         shard = choose(self.num_stages, self.candidates(), capacity, stage_tokens_per_s=speed)
         self.members[name] = Member(Candidate(name, shard, speed, capacity), self.now_s)
 
-    def leave(self):
-        if self.members:
-            del self.members[self.random.choice(sorted(self.members))]
-
     def tick(self, *, stay_s=None, rest_s=None):
         """Let time go on: comings and goings (none if `stay_s` is None), then everybody decides from one view."""
         self.now_s += TICK_S
