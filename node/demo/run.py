@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
-from node.data.demo_data import write_docstrings, write_topics
 from node.demo.model import find_demo_gguf
 from node.demo.picture import Replicas
-from node.demo.plot import QUESTION, RECIPE, NodeOutcome, Outcome, Screen, evaluate, make_room, potluck, watch
-from node.demo.process import NodeProcess, leaving
+from node.demo.plot import (
+    QUESTION,
+    RECIPE,
+    NodeOutcome,
+    Outcome,
+    Screen,
+    evaluate,
+    make_room,
+    potluck,
+    train,
+    watch,
+    write_data,
+)
+from node.demo.process import LOOPBACK, NodeProcess, leaving
 
-_POTLUCK = """\
+_AVERAGING = """\
   averaging:
     target_batch_tokens: 2048
 """
@@ -27,36 +37,33 @@ def run_demo(output: Path, *, minutes: float, cache: Path, screen: Screen) -> No
     gguf = find_demo_gguf(cache)
     make_room(output)
     recipe = output / "recipe.yaml"
-    recipe.write_text(RECIPE.format(base_model=gguf, machines="two real computers") + _POTLUCK, encoding="utf-8")
-    reference, docstrings = output / "language-reference.jsonl", output / "docstrings.jsonl"
-    counts = write_topics(reference), write_docstrings(docstrings)
-    screen.say(f"Data: {counts[0]} pieces of Python's language reference, {counts[1]} questions and answers.")
+    recipe.write_text(RECIPE.format(base_model=gguf, machines="two") + _AVERAGING, encoding="utf-8")
+    data = write_data(output, screen)
     nodes: list[NodeProcess] = []
-    stop_at = float("inf")
 
-    def picture() -> Replicas:
-        return Replicas(tuple(nodes), stop_at - time.monotonic())
+    def picture(seconds_left: float | None = None) -> Replicas:
+        return Replicas(tuple(nodes), seconds_left)
 
     with leaving(nodes):
         screen.say("Starting the first node; the model is converted the first time, which takes half a minute.")
-        nodes.append(NodeProcess("reference", output / "node-1", ["start", str(recipe), "--data", str(reference)]))
-        watch(nodes, screen, picture, lambda: bool(nodes[0].address), "the first node to listen")
+        start = ("start", str(recipe), "--data", str(data[0]), *LOOPBACK)
+        nodes.append(NodeProcess("reference", output / "node-1", start, data=data[0].name))
+        watch(nodes, screen, picture, lambda: bool(nodes[0].address), what="the first node to listen")
         screen.say(f"The second node joins with:  potluck join {nodes[0].address}")
-        join = ["join", nodes[0].address, "--data", str(docstrings)]
-        nodes.append(NodeProcess("docstrings", output / "node-2", join))
-        watch(nodes, screen, picture, lambda: all(node.tokens for node in nodes), "both nodes to train")
-        stop_at = time.monotonic() + 60 * minutes
-        watch(nodes, screen, picture, lambda: time.monotonic() > stop_at, "the end", patience_s=float("inf"))
+        join = ("join", nodes[0].address, "--data", str(data[1]), *LOOPBACK)
+        nodes.append(NodeProcess("docstrings", output / "node-2", join, data=data[1].name))
+        watch(nodes, screen, picture, lambda: all(node.tokens for node in nodes), what="both nodes to train")
+        train(nodes, screen, picture, minutes)
     screen.say("Comparing the base model with the adapter on what each node held out.")
     scores = evaluate(nodes)
-    adapter = output / "adapter"
-    potluck("export", "peft", "--home", str(nodes[0].home), "--output", str(adapter), "--json")
-    answers = potluck("chat", "--home", str(nodes[0].home), "--prompt", QUESTION, "--compare", "--json")
+    home, adapter = str(nodes[0].home), output / "adapter"
+    potluck(("export", "peft", "--home", home, "--output", str(adapter), "--json"))
+    (answers,) = potluck(("chat", "--home", home, "--prompt", QUESTION, "--compare", "--json"))
     screen.results(
         Outcome(
             nodes=tuple(
-                NodeOutcome(node.name, data.name, node.tokens, node.rounds, node.bytes_sent, score)
-                for node, data, score in zip(nodes, (reference, docstrings), scores, strict=True)
+                NodeOutcome(node.name, node.data, node.tokens, node.rounds, node.bytes_sent, score)
+                for node, score in zip(nodes, scores, strict=True)
             ),
             steps=max(node.version for node in nodes),
             question=QUESTION,

@@ -1,4 +1,4 @@
-"""How the demo looks: a live table while it trains, plain lines where there is no terminal, a table at the end."""
+"""How a demo looks: a live picture while it trains, plain lines where there is no terminal, a table at the end."""
 
 from __future__ import annotations
 
@@ -7,22 +7,19 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from node.demo.process import NodeProcess
-from node.demo.run import NodeOutcome, Outcome
-from node.observe.progress import smoothed, sparkline
-from node.observe.status import human_bytes, human_seconds
+from node.demo.plot import NodeOutcome, Outcome, Picture, Scores
+from node.observe.status import human_bytes
 
 _PLAIN_EVERY_S = 15.0
-_NEW_ADDRESS = "/ip4/<first PC>/tcp/4040/p2p/<its id>"
 
 
 class Show:
-    """Draws the demo; use it as a context manager."""
+    """Draws a demo; use it as a context manager."""
 
     def __init__(self, console: Console, *, live: bool, quiet: bool) -> None:
         self._console = console
@@ -45,16 +42,16 @@ class Show:
         if not self._quiet:
             self._console.print(Text(line), soft_wrap=True)
 
-    def training(self, nodes: list[NodeProcess], seconds_left: float) -> None:
+    def draw(self, picture: Picture) -> None:
         """Show the nodes at work."""
         if self._live is not None:
             if not self._is_drawing:
                 self._live.start()
                 self._is_drawing = True
-            self._live.update(_panel(nodes, seconds_left))
+            self._live.update(picture.panel())
         elif not self._quiet and time.monotonic() - self._last_plain > _PLAIN_EVERY_S:
             self._last_plain = time.monotonic()
-            self._console.print(_plain(nodes, seconds_left), highlight=False, soft_wrap=True)
+            self._console.print(picture.line(), highlight=False, markup=False, soft_wrap=True)
 
     def results(self, outcome: Outcome) -> None:
         """Show the end."""
@@ -64,50 +61,15 @@ class Show:
         self._console.print(Text.assemble(("\nBase model:\n", "dim"), outcome.base_answer))
         self._console.print(Text.assemble(("\nWith the adapter:\n", "dim"), outcome.tuned_answer))
         self._console.print(Text(f"\nThe adapter is in {outcome.adapter_folder} (an ordinary PEFT folder)."))
-        self._console.print(Text("The same on two real PCs:", style="bold"))
-        self._console.print(Text(f"  potluck start {outcome.recipe} --data mine.jsonl"), soft_wrap=True)
-        self._console.print(Text(f"  potluck join {_NEW_ADDRESS} --data theirs.jsonl"), soft_wrap=True)
-        self._console.print(
-            Text("The second PC needs the same model file; name it there with --base-model.", style="dim")
-        )
+        self._console.print(Text("The same on real PCs, one command on each:", style="bold"))
+        for command in outcome.commands:
+            self._console.print(Text(f"  {command}"), soft_wrap=True)
+        self._console.print(Text(outcome.remark, style="dim"), soft_wrap=True)
 
     def _end_drawing(self) -> None:
         if self._live is not None and self._is_drawing:
             self._live.stop()
             self._is_drawing = False
-
-
-def _panel(nodes: list[NodeProcess], seconds_left: float) -> RenderableType:
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for column in ("node", "loss", "", "tokens/s", "tokens", "rounds", "sent"):
-        table.add_column(column, justify="left" if column in {"node", ""} else "right", no_wrap=True)
-    for node in nodes:
-        curve = smoothed(node.losses)
-        loss = f"{curve[-1]:.3f}" if curve else "–"
-        table.add_row(
-            node.name,
-            loss,
-            Text(sparkline(curve, 24), style="cyan"),
-            f"{node.tokens_per_s:.0f}",
-            str(node.tokens),
-            str(node.rounds),
-            human_bytes(node.bytes_sent),
-        )
-    step = max(node.version for node in nodes)
-    head = Text.assemble(
-        ("potluck demo", "bold"), f"  {len(nodes)} peers  step {step}  {human_seconds(seconds_left)} left"
-    )
-    return Group(head, table)
-
-
-def _plain(nodes: list[NodeProcess], seconds_left: float) -> str:
-    step = max(node.version for node in nodes)
-    parts = [f"step {step}  {len(nodes)} peers  {human_seconds(seconds_left)} left"]
-    for node in nodes:
-        curve = smoothed(node.losses)
-        loss = f"loss {curve[-1]:.3f}" if curve else "starting"
-        parts.append(f"{node.name}: {loss}, {node.tokens_per_s:.0f} tokens/s, {node.rounds} rounds")
-    return "  |  ".join(parts)
 
 
 def _table(outcome: Outcome) -> Table:
@@ -117,14 +79,22 @@ def _table(outcome: Outcome) -> Table:
         table.add_column(Text(node.name), justify="right")
     rows: tuple[tuple[str, Callable[[NodeOutcome], str]], ...] = (
         ("its own data", lambda node: node.data),
+        ("layers held", lambda node: node.layers),
+        ("base model from", lambda node: node.base_model),
         ("tokens seen", lambda node: f"{node.tokens:,}"),
         ("rounds", lambda node: str(node.rounds)),
         ("bytes sent", lambda node: human_bytes(node.bytes_sent)),
-        ("held-out loss, base model", lambda node: f"{node.base['loss']:.3f}"),
-        ("held-out loss, with the adapter", lambda node: f"{node.adapter['loss']:.3f}"),
-        ("perplexity, base model", lambda node: f"{node.base['perplexity']:.1f}"),
-        ("perplexity, with the adapter", lambda node: f"{node.adapter['perplexity']:.1f}"),
+        ("held-out loss, base model", _score(lambda scores: f"{scores.base_loss:.3f}")),
+        ("held-out loss, with the adapter", _score(lambda scores: f"{scores.loss:.3f}")),
+        ("perplexity, base model", _score(lambda scores: f"{scores.base_perplexity:.1f}")),
+        ("perplexity, with the adapter", _score(lambda scores: f"{scores.perplexity:.1f}")),
     )
     for name, value in rows:
-        table.add_row(name, *(value(node) for node in outcome.nodes))
+        cells = [value(node) for node in outcome.nodes]
+        if any(cells):
+            table.add_row(name, *cells)
     return table
+
+
+def _score(value: Callable[[Scores], str]) -> Callable[[NodeOutcome], str]:
+    return lambda node: value(node.scores) if node.scores is not None else "–"

@@ -24,7 +24,7 @@ from node.model.families import check_supported
 from node.model.gguf_tensors import GgufTable, GgufTensor, read_table, read_values
 from node.model.weights import write_bf16
 
-_BLOCK_VALUES = 1 << 24
+_BLOCK_VALUES = 1 << 20
 """Values of embedding or head that are held at a time; a layer's tensors are held one at a time, each as a whole."""
 _SPARE_BYTES = 64 << 20
 
