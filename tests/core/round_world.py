@@ -10,7 +10,8 @@ import itertools
 from dataclasses import dataclass, field
 
 from node.core.round_ledger import Ledger
-from node.core.round_messages import Standing
+from node.core.round_messages import SpanResult
+from node.core.round_shares import round_digest
 from node.core.round_state import (
     DOUBT_S,
     GRACE_S,
@@ -23,6 +24,8 @@ from node.core.round_state import (
     Lost,
     PartIn,
     Phase,
+    Prepare,
+    PrepareDone,
     Publish,
     Received,
     Reduce,
@@ -31,7 +34,6 @@ from node.core.round_state import (
     RoundState,
     Saw,
     Scatter,
-    Seal,
     SealDone,
     Send,
     SpanIn,
@@ -41,11 +43,13 @@ from node.core.round_state import (
     Tick,
 )
 from node.core.round_step import step, wake_at_s
-from node.core.types import RoundStatus
+from node.core.types import RoundStatus, Shard, Standing
 
 BUDGET_S, ANSWER_S = 2.0, 0.7
 VIEW_S = 3.0
-GENESIS = Standing(0, "00", 0)
+GENESIS = Standing(0, "00", 0, ((0, "00"),))
+ALL = Shard(0, 1)
+"""Everybody holds the only stage; what several stages add is in `test_round_stages.py`."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,15 @@ class World:
             self.after(fault.at_s, self.strike, fault)
 
     def fresh_state(self, id, standing=GENESIS, base_round=""):
-        return RoundState(me=id, standing=standing, settings="mean/100", num_values=100, base_round=base_round)
+        return RoundState(
+            me=id,
+            standing=standing,
+            settings="mean",
+            num_stages=1,
+            shard=ALL,
+            sizes=((0, 100),),
+            base_round=base_round,
+        )
 
     # --- time ------------------------------------------------------------------------------------------------
     def after(self, seconds, function, *args):
@@ -148,7 +160,7 @@ class World:
         match effect:
             case Send(to, message):
                 self.send(node, to, lambda peer: self.feed(peer, Received(node.id, message)))
-            case Seal(round):
+            case Prepare(round):
                 node.sealing += 1
                 self.run_on(node, self.rng.choice((0.0, 0.01, 0.3)), self.seal, node, round)
             case Scatter(round, shares):
@@ -157,8 +169,8 @@ class World:
                 self.run_on(node, self.rng.uniform(0, 0.05), self.reduce, node, round)
             case Publish(round):
                 self.publish(node, round)
-            case Apply(round, shares):
-                digest = node.state.round.digest
+            case Apply(round, shares, results):
+                digest = round_digest(round, shares, results)[:16]
                 self.committed.setdefault(round, set()).add(digest)
                 self.run_on(node, self.rng.choice((0.0, 0.05, 0.2)), self.apply, node, round, shares, digest)
             case Ended():
@@ -175,13 +187,14 @@ class World:
             node.ledger = node.ledger.sealed(frozenset(node.fresh), len(node.fresh))
             node.fresh = []
         tokens = sum(entry.tokens for entry in node.ledger.pending)
-        self.feed(node, SealDone(round, tokens, tokens))
+        self.feed(node, PrepareDone(round, tokens, tokens))
 
     def scatter(self, node, round, shares):
         node.ledger = node.ledger.carried(round)
         content = frozenset().union(*(entry.sum for entry in node.ledger.pending))
         self.carried.setdefault(round, {})[node.id] = content
         node.parts[round, node.id] = content
+        self.run_on(node, 0.0, self.feed, node, SealDone(round))
         for share in shares:
             if share.peer_id == node.id:
                 continue
@@ -197,24 +210,25 @@ class World:
             return
         parts = [(peer, sorted(node.parts[round, peer])) for peer in sorted(node.state.round.members)]
         digest = hashlib.sha256(repr((node.id, parts)).encode()).hexdigest()[:16]
-        self.feed(node, Reduced(round, digest))
+        self.feed(node, Reduced(round, (SpanResult(0, node.id, digest),)))
 
     def publish(self, node, round):
-        digest = node.state.round.spans[node.id] if node.state.round else None
+        digest = node.state.round.spans[0, node.id] if node.state.round else None
         members = node.state.round.members if node.state.round else ()
         for peer in sorted(members):
             told = digest
             if self.liars.get(node.id, 0) > self.now and self.rng.random() < 0.5:
                 told = "lie" + digest
             if peer != node.id:
-                self.send(node, peer, lambda other, told=told: self.feed(other, SpanIn(round, node.id, told)))
+                span = SpanIn(round, node.id, (SpanResult(0, node.id, told),))
+                self.send(node, peer, lambda other, span=span: self.feed(other, span))
 
     def apply(self, node, round, shares, digest):
         lineage = (*self.lineage_of[node.state.standing.base_hash], round)
         base = hashlib.sha256(f"{node.state.standing.base_hash}{digest}".encode()).hexdigest()[:16]
         assert self.lineage_of.setdefault(base, lineage) == lineage
         tokens = node.state.standing.committed_tokens + sum(share.tokens for share in shares)
-        standing = Standing(node.state.standing.version + 1, base, tokens)
+        standing = Standing(node.state.standing.version + 1, base, tokens, ((0, base),))
         node.ledger = node.ledger.committed(round, shared=len(shares) > 1)
         node.saved = (standing, round, node.ledger.lineage)
         node.partners = frozenset(share.peer_id for share in shares)
@@ -273,7 +287,7 @@ class World:
         if self.now < node.stalled_until:
             return
         live = {p: s for p, (at, s, syncing) in node.heard.items() if self.now - at < VIEW_S and not syncing}
-        self.feed(node, Saw(frozenset(live)))
+        self.feed(node, Saw(dict.fromkeys(live, ALL)))
         if node.state.phase is not Phase.IDLE or node.state.must_sync or node.syncing:
             return
         mine = node.state.standing
@@ -294,7 +308,7 @@ class World:
         if (has_work or (not self.training and same)) and can_commit and id == min(same | {id}):
             # Whoever seems to be behind is called too: it may have caught up, and else it learns that it has not.
             called = {p for p in live if node.shunned.get(p, 0.0) <= self.now} | {id}
-            plan = RoundPlan(0, frozenset(called), frozenset(live) | {id}, BUDGET_S, ANSWER_S)
+            plan = RoundPlan(frozenset(called), dict.fromkeys([*live, id], ALL), BUDGET_S, ANSWER_S)
             self.feed(node, Lead(f"{id}.{life}.r{next(self.ids)}", plan))
 
     def sync(self, node, peer_id):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import UnsatisfiedAssumption
 from round_world import VIEW_S, Fault, World
 
-import node.core.round_calls
+import node.core.round_shares
 import node.core.round_step
 from node.core.round_ends import drop
 from node.core.round_ledger import Ledger
@@ -133,7 +133,7 @@ def test_while_the_swarm_is_cut_in_two_only_more_than_half_may_step(seed, num_no
 
 def test_without_a_quorum_both_halves_would_step(monkeypatch):
     """The property above must bite: with its guard taken out, it fails."""
-    monkeypatch.setattr(node.core.round_calls, "has_quorum", lambda members, alive, dead: True)
+    monkeypatch.setattr(node.core.round_shares, "has_quorum", lambda members, alive, dead: True)
 
     def fails(seed):
         try:
