@@ -135,6 +135,7 @@ class StageTransport:
         if handler is None or request.fingerprint != self._fingerprint:
             raise Malformed("I do not train that")
         if request.kind == pb.STAGE_KIND_PING:
+            await self._read(reader, 0)  # a stream that is closed before its end is read is a broken pipe over there
             await self._write(writer, pb.StageReply(status=pb.STAGE_STATUS_DONE), ())
             return
         sizes = handler.expect(sender, request)

@@ -152,6 +152,15 @@ async def test_a_microbatch_that_meets_another_version_starts_again_and_counts_o
     assert all(adapter.version == 1 for adapter in holder.adapters.values())
 
 
+async def test_a_holder_that_is_there_answers_every_ping(swarm):
+    owner = await swarm.add(swarm.stack, "owner", 0, 1, drives=True)
+    holder = await swarm.add(swarm.stack, "a", 1, 3)
+
+    answers = [await owner.pipeline.transport.ping(holder.peer) for _ in range(300)]
+
+    assert answers.count(False) == 0
+
+
 async def test_a_chain_goes_round_a_dead_link(swarm, undivided):
     owner = await swarm.add(swarm.stack, "owner", 0, 1, drives=True, wire="chain")
     await swarm.add(swarm.stack, "middle", 1, 2, wire="chain")
