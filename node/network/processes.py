@@ -9,7 +9,6 @@ nobody, opens no router port, and keeps its sockets in a folder of ours that the
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import shutil
@@ -17,7 +16,7 @@ import signal
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -145,6 +144,7 @@ async def start_p2p(
     if announce:
         arguments.append(f"-announceAddrs={','.join(announce)}")
     child = await asyncio.create_subprocess_exec(
+        *_dying_with_parent(),
         str(files("hivemind.hivemind_cli") / "p2pd"),
         *arguments,
         stdin=asyncio.subprocess.DEVNULL,
@@ -152,7 +152,6 @@ async def start_p2p(
         stderr=asyncio.subprocess.STDOUT,
         env={**os.environ, "GOLOG_LOG_LEVEL": "error", "GOLOG_LOG_FMT": "nocolor"},
         process_group=0,
-        preexec_fn=_die_with_parent(),
     )
     log: deque[str] = deque(maxlen=20)
     assert child.stdout is not None
@@ -198,11 +197,19 @@ async def _drain(stream: asyncio.StreamReader, log: deque[str]) -> None:
             pass
 
 
-def _die_with_parent() -> Callable[[], None] | None:
+def _dying_with_parent() -> list[str]:
+    """Return a command in front of another that makes it die with this process; nothing where only Linux can.
+
+    A separate interpreter, which then becomes the other program: the same in `preexec_fn` would run between fork and
+    exec of a process with threads, where any lock that another thread held is held for ever (seen: a start that hung).
+    """
     if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)  # loaded before the fork: loading between fork and exec may deadlock
-    return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) and None
+        return []
+    program = (
+        f"import ctypes, os, sys; ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(signal.SIGKILL)}); "
+        "os.getppid() == int(sys.argv[1]) or sys.exit(1); os.execv(sys.argv[2], sys.argv[2:])"
+    )
+    return [sys.executable, "-I", "-S", "-c", program, str(os.getpid())]
 
 
 def _fresh_runtime_folder(home: Path) -> Path:
