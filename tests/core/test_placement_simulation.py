@@ -8,7 +8,7 @@ from node.core.placement import LOPSIDED_PATIENCE_S, UNHELD_PATIENCE_S
 HOUR = int(3600 / TICK_S)
 
 
-@pytest.mark.parametrize(("num_stages", "hours", "seed"), [(4, 6, 0), (4, 6, 1), (8, 4, 2), (8, 4, 3), (24, 2, 4)])
+@pytest.mark.parametrize(("num_stages", "hours", "seed"), [(4, 6, 0), (8, 4, 2), (24, 2, 4)])
 def test_fifty_nodes_that_stay_for_an_hour_keep_all_stages_at_work(num_stages, hours, seed):
     world = World(num_stages, seed)
 
