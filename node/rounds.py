@@ -22,6 +22,7 @@ from node.core.progress import (
 )
 from node.core.types import PeerId, PeerState, Progress, Shard, Standing, SwarmView
 from node.enlist import Enlisted
+from node.network.dht import RECORD_LIFETIME_S
 from node.network.processes import RunningP2P
 from node.network.rounds import PeerLost, RoundTransport
 from node.swarm import Heartbeat
@@ -71,6 +72,7 @@ class Rounds:
         self._behind_since: float | None = None
         self._not_before = 0.0
         self._passed_over: dict[PeerId, int] = {}
+        self._counted_out: dict[PeerId, float] = {}
 
     async def open(self) -> None:
         """Begin to answer calls."""
@@ -159,6 +161,7 @@ class Rounds:
         for peer in tuple(averager.dead):
             averager.dead.discard(peer)
             self._heartbeat.count_out(peer)
+            self._counted_out[peer] = time.monotonic() + RECORD_LIFETIME_S
         view, without = self.view(), self._without()
         alive = self._alive(view)
         averager.saw(alive)
@@ -181,9 +184,8 @@ class Rounds:
             return
         first = leader(view, mine, without=without)
         if first == self._me and time.monotonic() > self._not_before:
-            self._lead(
-                alive.keys() - without, alive
-            )  # also those that seem to be behind: what they announced may be old
+            # also those that seem to be behind: what they announced may be old
+            self._lead((alive.keys() | self._still_counted(alive)) - without, alive)
         elif first == self._me:
             self._due_since = None
         else:
@@ -213,6 +215,15 @@ class Rounds:
         """Return the peers that may step, whatever their version, with their stages; this node included."""
         peers = {peer.peer_id: peer.shard for peer in view.peers if peer.state is PeerState.TRAINING}
         return {**peers, self._me: self._shard}
+
+    def _still_counted(self, alive: Mapping[PeerId, Shard]) -> set[PeerId]:
+        """Return peers that this node has counted out and whose records others may still go by.
+
+        A round asks them once more, since who is dead or behind must show it to the round, or the quorum counts it.
+        """
+        now = time.monotonic()
+        self._counted_out = {p: until for p, until in self._counted_out.items() if until > now and p not in alive}
+        return set(self._counted_out)
 
     def _is_over(self, mine: Progress) -> bool:
         return mine.version >= self._max_steps
