@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -25,6 +24,7 @@ from node.training.loop import TrainingLoop
 from node.training.optimizer import AdamWSettings
 from node.training.saver import Snapshot
 from node.training.schedule import ScheduleSettings, learning_rate
+from node.training.stage import new_session
 from node.training.state import AdapterState
 
 R = TypeVar("R")
@@ -221,7 +221,7 @@ class LoopWork:
         self._loop = loop
         self._adapter = adapter
         self._sealed_cursor = self._committed_cursor = loop.cursor
-        self.session = secrets.token_hex(8)
+        self.session = new_session()
 
     @property
     def cursor(self) -> Cursor:
@@ -254,4 +254,4 @@ class LoopWork:
 
     def discard(self) -> None:
         """Take a new session."""
-        self.session = secrets.token_hex(8)
+        self.session = new_session()

@@ -2,6 +2,7 @@
 
 Pure bookkeeping, so that every microbatch counts once at every stage: none is lost with a holder that dies, none is
 counted by two holders of one stage. A holder's *session* stands for its sums: a new session means that they are gone.
+Sessions of one peer sort by their age.
 """
 
 from __future__ import annotations
@@ -92,6 +93,9 @@ class Book:
     def lost(self, alive: Mapping[PeerId, str]) -> tuple[Entry, ...]:
         """Take out, and return, what has to be done again because a holder's sums are gone or out of sight.
 
+        What is seen may be older than what a holder itself has told: an earlier session than the counted one says
+        nothing.
+
         Args:
             alive: All holders that can be seen, with their sessions.
 
@@ -100,7 +104,9 @@ class Book:
         """
         redo = []
         for entry in self._entries.values():
-            kept = {stage: who for stage, who in entry.counted_by.items() if alive.get(who[0]) == who[1]}
+            kept = {
+                stage: who for stage, who in entry.counted_by.items() if who[0] in alive and alive[who[0]] <= who[1]
+            }
             gone = {who for stage, who in entry.counted_by.items() if stage not in kept}
             if gone:
                 redo.append(Entry(entry.batch, kept))
@@ -108,5 +114,5 @@ class Book:
                 self._doubts |= {(peer, session) for peer, session in gone if peer not in alive}
         for entry in redo:
             del self._entries[entry.batch.id]
-        self._doubts = {(peer, session) for peer, session in self._doubts if alive.get(peer, session) == session}
+        self._doubts = {(peer, session) for peer, session in self._doubts if alive.get(peer, session) <= session}
         return tuple(redo)

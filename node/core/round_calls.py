@@ -190,18 +190,22 @@ def try_open(state: RoundState, now_s: float) -> Step:
     answers = {id: answer for id, answer in round.answers.items() if id not in left_out}
     round = replace(round, stalled=waiting, failed=round.failed | waiting | left_out, answers=answers)
     state = replace(state, round=round)
+    turned_away: tuple[Effect, ...] = to_all(left_out - in_doubt - {state.me}, _without_you(round))
+    turned_away += to_all(in_doubt - {state.me}, replace(_without_you(round), must_discard=True))
     if state.me in left_out:
-        return _step_aside(state, is_in_doubt=state.me in in_doubt)
+        state, effects = _step_aside(state, is_in_doubt=state.me in in_doubt)
+        return state, (*turned_away, *effects)
     members = frozenset(answers)
     views = [{**state.alive, **{id: a.shard for id, a in answers.items()}}, *(a.alive for a in answers.values())]
     # Who is in doubt or holds other bits has answered, and will load a state before it steps: it is no hidden half.
     if reason := why_not(answers, views, round.dead | others | in_doubt, state.num_stages):
-        return drop(state, reason)
+        state, effects = drop(state, reason)
+        return state, (*turned_away, *effects)
     if not sum(answer.weight for answer in answers.values()):
-        return drop(state, "nobody has anything to average yet")
+        state, effects = drop(state, "nobody has anything to average yet")
+        return state, (*turned_away, *effects)
     shares = shares_of(answers)
     state, effects = enter_exchange(state, shares)
-    turned_away = to_all(left_out, _without_you(round))
     return state, (*to_all(members - {state.me}, Open(round.id, shares)), *turned_away, *effects)
 
 

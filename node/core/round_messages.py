@@ -164,6 +164,8 @@ class Verdict:
     reason: str
     results: Results = ()
     """Of a commit: those of all stages."""
+    must_discard: bool = False
+    """The receiver is left out because its sums are in doubt: it forgets them, or it would be in doubt for ever."""
 
 
 @dataclass(frozen=True, slots=True)

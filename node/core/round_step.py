@@ -56,6 +56,7 @@ from node.core.round_state import (
     Applied,
     ApplyFailed,
     Broken,
+    Discard,
     Effect,
     Event,
     Lead,
@@ -193,7 +194,8 @@ def _receive_verdict(state: RoundState, sender: PeerId, verdict: Verdict) -> Ste
         return state, ()
     # Before the round opened for this replica, the leader may only have gone on without it: that proves nothing.
     knowledge = Knowledge.DROPPED if round.shares else None
-    return drop(state, verdict.reason, knowledge=knowledge)
+    state, effects = drop(state, verdict.reason, knowledge=knowledge)
+    return state, (*effects, Discard()) if verdict.must_discard else effects
 
 
 def _receive_ask(state: RoundState, sender: PeerId, ask: Ask) -> Step:

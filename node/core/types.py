@@ -250,7 +250,7 @@ class Peer:
     """None before it has loaded anything."""
     expires_at_s: float
     session: str = ""
-    """Of its sums (hex): another one whenever it has lost or discarded what it had counted."""
+    """Of its sums (hex): another one, which sorts later, whenever it has lost or discarded what it had counted."""
     drives: bool = True
     """Whether it has data of its own and sends microbatches through the stages."""
     stage_tokens_per_s: float = 0.0

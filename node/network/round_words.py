@@ -70,9 +70,11 @@ def to_wire(message: Message, *, fingerprint: str) -> round_pb2.RoundMessage:
             wire.fail.CopyFrom(round_pb2.RoundFail(suspect=suspect or "", reason=reason[:500]))
         case Vote(_, results):
             wire.vote.CopyFrom(round_pb2.RoundVote(results=_results(results)))
-        case Verdict(_, committed, reason, results):
+        case Verdict(_, committed, reason, results, must_discard):
             wire.verdict.CopyFrom(
-                round_pb2.RoundVerdict(committed=committed, reason=reason[:500], results=_results(results))
+                round_pb2.RoundVerdict(
+                    committed=committed, reason=reason[:500], results=_results(results), must_discard=must_discard
+                )
             )
         case Ask():
             wire.ask.SetInParent()
@@ -109,7 +111,8 @@ def from_wire(wire: round_pb2.RoundMessage) -> Message | None:
             return Vote(round, _read_results(wire.vote.results))
         case "verdict":
             results = _read_results(wire.verdict.results)
-            return Verdict(round, wire.verdict.committed, _text(wire.verdict.reason), results)
+            reason, must_discard = _text(wire.verdict.reason), wire.verdict.must_discard
+            return Verdict(round, wire.verdict.committed, reason, results, must_discard)
         case "ask":
             return Ask(round)
         case "tell":

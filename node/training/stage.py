@@ -112,7 +112,7 @@ class StageRunner:
 
     def new_session(self) -> None:
         """Forget what was counted: the sums that it was counted into are gone."""
-        self.session = secrets.token_hex(8)
+        self.session = new_session()
         self._counted.clear()
         self._kept.clear()
 
@@ -223,6 +223,11 @@ class StageRunner:
         ids = self._counted[driver]
         while len(ids) > _REMEMBERED_IDS:
             ids.popitem(last=False)
+
+
+def new_session() -> str:
+    """Return a session's name, hex: later ones of a peer sort after earlier ones, so that old news can be told."""
+    return f"{time.time_ns():016x}{secrets.token_hex(4)}"
 
 
 def split_adapters(shard: ModelShard, stages: Sequence[int], plan: StagePlan) -> dict[int, StageAdapter]:

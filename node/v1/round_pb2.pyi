@@ -183,14 +183,16 @@ class RoundResult(_message.Message):
     def __init__(self, stage: _Optional[int] = ..., owner: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class RoundVerdict(_message.Message):
-    __slots__ = ("committed", "reason", "results")
+    __slots__ = ("committed", "reason", "results", "must_discard")
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     RESULTS_FIELD_NUMBER: _ClassVar[int]
+    MUST_DISCARD_FIELD_NUMBER: _ClassVar[int]
     committed: bool
     reason: str
     results: _containers.RepeatedCompositeFieldContainer[RoundResult]
-    def __init__(self, committed: _Optional[bool] = ..., reason: _Optional[str] = ..., results: _Optional[_Iterable[_Union[RoundResult, _Mapping]]] = ...) -> None: ...
+    must_discard: bool
+    def __init__(self, committed: _Optional[bool] = ..., reason: _Optional[str] = ..., results: _Optional[_Iterable[_Union[RoundResult, _Mapping]]] = ..., must_discard: _Optional[bool] = ...) -> None: ...
 
 class RoundAsk(_message.Message):
     __slots__ = ()

@@ -45,6 +45,14 @@ def test_a_holder_that_lost_its_sums_has_its_microbatches_redone():
     assert book.tokens == 4
 
 
+def test_an_older_session_is_old_news_and_nothing_is_redone():
+    book = book_of((0, {0: (A, "2")}))
+    book.doubt(B, "2")
+
+    assert book.lost({A: "1", B: "1"}) == ()
+    assert book.doubts == {(B, "2")}
+
+
 def test_a_holder_out_of_sight_is_in_doubt_until_it_shows_another_session():
     book = book_of((0, {0: (A, "1"), 1: (B, "1")}))
 

@@ -240,11 +240,29 @@ def test_a_holder_whose_sums_a_driver_has_in_doubt_is_left_out_and_told():
     state, effects = run(calling(), *(Received(who, answer(who)) for who in "bcd"), Received("e", doubting))
 
     assert state.round.members == frozenset("abce")
-    assert ("d", Verdict("r", committed=False, reason="opened without you")) in sent(effects)
+    turned_away = Verdict("r", committed=False, reason="opened without you", must_discard=True)
+    assert ("d", turned_away) in sent(effects)
+    state, effects = run(peer("d"), Received("a", CALL), prepared("d"), Received("a", turned_away))
+    assert state.phase is Phase.IDLE
+    assert effects[-1] == Discard()
+
+    stranger = run(peer("d"), Received("a", CALL), prepared("d"), Received("c", turned_away))
+    assert not of(stranger[1], Discard)
 
     earlier = answer("e", doubts=frozenset({("d", "another session")}))
     state, _ = run(calling(), *(Received(who, answer(who)) for who in "bcd"), Received("e", earlier))
     assert state.round.members == frozenset(SHARDS)
+
+
+def test_a_stage_whose_every_holder_is_in_doubt_has_no_round_and_fresh_sums_for_the_next():
+    first = answer("c", doubts=frozenset({("d", "5d")}))
+    second = answer("e", doubts=frozenset({("b", "5b")}))
+    answers = {"b": answer("b"), "c": first, "d": answer("d"), "e": second}
+
+    _, effects = run(calling(), *(Received(who, found) for who, found in answers.items()))
+
+    assert of(effects, Ended)[0].reason == "nobody holds stage 2"
+    assert {to for to, word in sent(effects) if word.must_discard} == {"b", "d"}
 
 
 def test_a_leader_whose_own_sums_are_in_doubt_drops_the_round_and_discards_them():

@@ -59,7 +59,7 @@ WORDS = [
     Fail("r.1", None, ""),
     Vote("r.1", RESULTS),
     Verdict("r.1", committed=True, reason="", results=RESULTS),
-    Verdict("r.1", committed=False, reason="no"),
+    Verdict("r.1", committed=False, reason="no", must_discard=True),
     Ask("r.1"),
     Tell("r.1", Knowledge.COMMITTED, RESULTS),
     Tell("r.1", Knowledge.GAVE_UP),
