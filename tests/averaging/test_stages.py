@@ -280,7 +280,7 @@ async def test_a_holder_in_doubt_is_left_out_and_comes_back_with_a_new_session(t
         doubtful.averager.begin_sync()
         states = {stage: adapter.state() for stage, adapter in source.adapters.items()}
         await doubtful.averager.adopt(states, source.strategy.standing, source.averager.lineage)
-        assert doubtful.work.session == "01"
+        assert doubtful.work.session == "02", "dropped when it was left out, and again with the state that it took"
         assert not any(a.weight or a.gradients.any() for a in doubtful.adapters.values())
         assert doubtful.strategy.standing == source.strategy.standing
         for member in holders:
@@ -290,7 +290,7 @@ async def test_a_holder_in_doubt_is_left_out_and_comes_back_with_a_new_session(t
         results = await one_round(members)
 
         assert {r.status for r in results} == {RoundStatus.COMMITTED}, results
-        assert (doubtful.id, "01") in driver.work.ends[-1][0]
+        assert (doubtful.id, "02") in driver.work.ends[-1][0]
 
 
 async def test_a_leader_in_doubt_drops_its_sums_and_leads_the_next_round(tmp_path):
