@@ -78,3 +78,23 @@ def test_nothing_is_redone_while_all_holders_keep_their_sessions():
 
     assert book.lost({A: "1", B: "1", C: "9"}) == ()
     assert book.first_id == 0
+
+
+def test_what_is_redone_comes_with_those_who_still_have_it_counted():
+    book = book_of((0, {0: (A, "1"), 1: (B, "1"), 2: (C, "1")}))
+
+    (entry,) = book.lost({A: "1", B: "2", C: "1"})
+
+    assert entry.counted_by == {0: (A, "1"), 2: (C, "1")}
+
+
+def test_tokens_of_a_microbatch_that_is_redone_after_a_round_are_told_once():
+    book = book_of((0, {0: (A, "1"), 1: (B, "1")}))
+    book.bring()
+
+    book.settle({A: "1"})  # B was left out: its part of the microbatch comes with a later round
+    (entry,) = book.lost({A: "1", C: "1"})
+    book.done(entry.batch, {0: (A, "1"), 1: (C, "1")})
+
+    assert (book.tokens, book.labels) == (0, 0)
+    assert [entry.batch.id for entry in book.settle({A: "1", C: "1"})] == [0]

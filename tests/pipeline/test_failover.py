@@ -92,6 +92,43 @@ async def test_a_holder_that_dies_is_replaced_and_its_microbatches_redone(swarm,
     assert swarm.nodes["right"].adapters[2].tokens == swarm.nodes["owner"].adapters[0].tokens == owner.driver.tokens
 
 
+async def test_a_redone_microbatch_stays_with_those_who_have_counted_it(swarm, undivided):
+    owner = await swarm.add(swarm.stack, "owner", 0, 1, drives=True, **HARD)
+    for name, stage in {"left": 1, "right": 1, "first": 2, "second": 2}.items():
+        await swarm.add(swarm.stack, name, stage, stage + 1, **HARD)
+    saboteur = Saboteur(swarm.nodes["left"], BACKWARD, 4, before=die)
+
+    swarm.drive("owner")
+    async with asyncio.timeout(60):
+        await saboteur.struck.wait()
+    prepared = await swarm.until_done("owner", done(owner) + 4)
+
+    # both replicas of the last stage are alive, and neither counts what the other one has counted
+    total = max(event.id for event in owner.of("MicrobatchDone")) + 1
+    assert swarm.counted(2) == swarm.counted(0) == (prepared.tokens, prepared.weight)
+    assert_close(swarm.gradients("owner", "right", "first", "second"), undivided(("owner", total), **HARD))
+    assert not any(swarm.nodes[name].reset_calls for name in ("first", "second")), "nobody had to drop its sums"
+
+
+async def test_a_driver_that_is_stopped_and_goes_on_passes_over_no_microbatch(swarm, undivided):
+    owner, replicas = await add_two_replicas(swarm)
+    swarm.drive("owner")
+    await swarm.until_done("owner", 2)
+    owner.driver.release()
+    while len(owner.driver._moving) < 2:
+        await asyncio.sleep(0.001)
+
+    await swarm.stop()
+    begun = len(owner.driver._began)
+    swarm.drive("owner")
+    prepared = await swarm.until_done("owner", begun + 2)
+
+    ids = {event.id for event in owner.of("MicrobatchDone")}
+    assert ids == set(range(len(ids)))
+    assert swarm.counted(0) == swarm.counted(1) == swarm.counted(2) == (prepared.tokens, prepared.weight)
+    assert_close(swarm.gradients(), undivided(("owner", len(ids)), **HARD))
+
+
 async def test_a_holder_that_lost_its_answer_is_made_to_drop_its_sums(swarm, undivided):
     owner, replicas = await add_two_replicas(swarm)
     saboteur = Saboteur(replicas[0], BACKWARD, 2, after=cut)
