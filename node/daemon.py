@@ -317,6 +317,7 @@ class Daemon:
         loaded = self._loaded
         if loaded is None or self._life is not State.TRAINING or not loaded.cutting.held.holds(stage):
             raise PeerBusy(f"I am {self._life.value}", peer_id=self._identity.peer_id, retry_after_s=2)
+        loaded.rounds.expect_newcomer()
         await loaded.strategy.settled()
         lineage = loaded.rounds.lineage
         exported = await loaded.strategy.export(stage)

@@ -35,6 +35,9 @@ _ASK_LEADER_AFTER_S = 2.0
 _PASS_OVER_LEADER_AFTER_S = 10.0
 _PAUSE_AFTER_CALL_S = 1.0
 """A call that was dropped is not repeated at once: whatever dropped it is still there."""
+_NEWCOMER_S = 2.5
+"""An announcement's way: told once a second, looked at once a second."""
+_NEWCOMER_EVERY_S = 30.0
 
 
 class Rounds:
@@ -73,6 +76,7 @@ class Rounds:
         self._not_before = 0.0
         self._passed_over: dict[PeerId, int] = {}
         self._counted_out: dict[PeerId, float] = {}
+        self._expected_at = -_NEWCOMER_EVERY_S
 
     async def open(self) -> None:
         """Begin to answer calls."""
@@ -134,6 +138,14 @@ class Rounds:
         """Discard this node's sums, since some may be counted elsewhere too; drivers send what was in them again."""
         await self._averager.reset()
 
+    def expect_newcomer(self) -> None:
+        """Take no step for a moment, since somebody fetches this node's state, and would be behind again at once.
+
+        Once in a while only, so that those who fetch cannot hold up the run. It matters where a step takes a second.
+        """
+        if time.monotonic() - self._expected_at > _NEWCOMER_EVERY_S:
+            self._expected_at = time.monotonic()
+
     def end_sync(self) -> None:
         """There is nothing to follow: take part from here on."""
         self._averager.give_up_sync()
@@ -171,6 +183,7 @@ class Rounds:
             self._is_over(mine)
             or not averager.is_idle
             or not has_work
+            or self._awaits_newcomer
             or self.tokens_towards_next() < self._averaging.target_batch_tokens
         ):
             self._due_since = None
@@ -199,7 +212,7 @@ class Rounds:
         averager, mine = self._averager, self._progress()
         alive = self._alive(self.view())
         is_due = mine.tokens + averager.pending_tokens >= self._averaging.target_batch_tokens
-        if self._is_over(mine) or not is_due or not averager.is_idle:
+        if self._is_over(mine) or not is_due or not averager.is_idle or self._awaits_newcomer:
             return
         if self._may_be_alone(alive) and self._averaging.min_replicas <= 1:
             averager.saw(alive)
@@ -215,6 +228,10 @@ class Rounds:
         """Return the peers that may step, whatever their version, with their stages; this node included."""
         peers = {peer.peer_id: peer.shard for peer in view.peers if peer.state is PeerState.TRAINING}
         return {**peers, self._me: self._shard}
+
+    @property
+    def _awaits_newcomer(self) -> bool:
+        return time.monotonic() - self._expected_at < _NEWCOMER_S
 
     def _still_counted(self, alive: Mapping[PeerId, Shard]) -> set[PeerId]:
         """Return peers that this node has counted out and whose records others may still go by.
