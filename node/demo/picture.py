@@ -12,8 +12,7 @@ from node.demo.process import NodeProcess
 from node.observe.progress import smoothed, sparkline
 from node.observe.status import human_bytes, human_seconds
 
-_CURVE_WIDTH = 24
-_BAR_WIDTH = 30
+_BAR_WIDTH = 15
 _COLOURS = ("green", "yellow", "magenta")
 
 
@@ -28,7 +27,7 @@ class Replicas:
         """Return what a terminal shows."""
         table = _table("node", "loss", "", "tokens/s", "tokens", "rounds", "sent")
         for node in self.nodes:
-            table.add_row(*_training(node), human_bytes(node.bytes_sent))
+            table.add_row(*_training(node, 24), human_bytes(node.bytes_sent))
         return Group(_head(self.nodes, self.seconds_left), table)
 
     def line(self) -> str:
@@ -45,12 +44,13 @@ class Pipeline:
 
     def panel(self) -> RenderableType:
         """Return what a terminal shows."""
-        holders = _table("node", "holds of the model", "", "state", "its data", "base model from")
+        holders = _table("node", "layers", "first to last", "state", "its data", "base model", gap=1)
         training = _table("node", "loss", "", "tokens/s", "tokens", "rounds", "hidden states")
         for place, node in enumerate(self.nodes):
             bar = Text(_bar(node), style=_COLOURS[place % len(_COLOURS)])
-            holders.add_row(node.name, bar, node.layers or "–", node.state, _data(node), base_model(node))
-            training.add_row(*_training(node), f"{human_bytes(node.hidden_bytes)} sent")
+            layers = node.layers.removeprefix("layers ") or "–"
+            holders.add_row(node.name, layers, bar, node.state, data_of(node), _model_of(node))
+            training.add_row(*_training(node, 16), human_bytes(node.hidden_bytes))
         parts: list[RenderableType] = [_head(self.nodes, self.seconds_left), Text(""), holders, Text(""), training]
         return Group(*parts, Text(""), Text(self._meanwhile(), style="dim"))
 
@@ -68,14 +68,14 @@ class Pipeline:
         if loading:
             return f"{loading[0].name} is {loading[0].state}."
         return (
-            "Texts stay with their owners, who hold the embedding and the head; hidden states go through all layers, "
-            "and their gradients back."
+            "Texts never leave their owners, who hold embedding and head. Hidden states travel\n"
+            "through the layers of all three nodes, and their gradients come back the same way."
         )
 
 
-def base_model(node: NodeProcess) -> str:
-    """Return where a node has its part of the base model from."""
-    return f"the others: {human_bytes(node.fetched_bytes)}" if node.has_empty_cache else "its disk"
+def data_of(node: NodeProcess) -> str:
+    """Return what a node trains on, for people."""
+    return node.data.removesuffix(".jsonl") or "none, it lends"
 
 
 def _head(nodes: tuple[NodeProcess, ...], seconds_left: float | None) -> Text:
@@ -84,20 +84,20 @@ def _head(nodes: tuple[NodeProcess, ...], seconds_left: float | None) -> Text:
     return Text.assemble(("potluck demo", "bold"), f"  {len(nodes)} peers  step {step}  {left}")
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+def _table(*columns: str, gap: int = 2) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, gap, 0, 0))
     for column in columns:
         is_number = column in {"loss", "tokens/s", "tokens", "rounds", "sent", "hidden states"}
         table.add_column(column, justify="right" if is_number else "left", no_wrap=True)
     return table
 
 
-def _training(node: NodeProcess) -> tuple[str | Text, ...]:
+def _training(node: NodeProcess, curve_width: int) -> tuple[str | Text, ...]:
     curve = smoothed(node.losses)
     return (
         node.name,
         f"{curve[-1]:.3f}" if curve else "–",
-        Text(sparkline(curve, _CURVE_WIDTH), style="cyan"),
+        Text(sparkline(curve, curve_width), style="cyan"),
         f"{node.tokens_per_s:.0f}",
         str(node.tokens),
         str(node.rounds),
@@ -118,5 +118,5 @@ def _bar(node: NodeProcess) -> str:
     return "·" * edges[0] + "█" * (edges[1] - edges[0]) + "·" * (_BAR_WIDTH - edges[1])
 
 
-def _data(node: NodeProcess) -> str:
-    return node.data or "none: it lends"
+def _model_of(node: NodeProcess) -> str:
+    return f"{human_bytes(node.fetched_bytes)} fetched" if node.has_empty_cache else "its own file"

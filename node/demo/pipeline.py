@@ -14,7 +14,7 @@ from node.config.load import load_recipe
 from node.config.local import LocalSettings
 from node.core.types import Shard
 from node.demo.model import find_demo_gguf
-from node.demo.picture import Pipeline
+from node.demo.picture import Pipeline, data_of
 from node.demo.plot import (
     QUESTION,
     RECIPE,
@@ -44,6 +44,8 @@ _STAGES = """\
   averaging:
     target_batch_tokens: 2048
 """
+_SHORT = ("--max-tokens", "48")
+"""Every word of an answer goes through the three nodes, while they train."""
 _ADDRESS = "/ip4/<first PC>/tcp/4040/p2p/<its id>"
 _BELOW = 0.95
 _ASK_EVERY_S = 1.0
@@ -101,7 +103,9 @@ def run_pipeline_demo(output: Path, *, minutes: float, cache: Path, screen: Scre
     gguf = find_demo_gguf(cache)
     make_room(output)
     recipe = output / "recipe.yaml"
-    recipe.write_text(RECIPE.format(base_model=_MODEL, machines="three") + _STAGES, encoding="utf-8")
+    # small microbatches: a round waits for those under way, and there are more of them the more nodes there are
+    text = RECIPE.format(machines="three", base_model=_MODEL, val_set_size=8, micro_batch_size=1)
+    recipe.write_text(text + _STAGES, encoding="utf-8")
     data = write_data(output, screen)
     screen.say("Reading the model; it is converted the first time, which takes half a minute.")
     cast = _Cast(output, recipe, resolve_base_model(str(gguf), cache=cache))
@@ -114,13 +118,13 @@ def run_pipeline_demo(output: Path, *, minutes: float, cache: Path, screen: Scre
 
 def _gather(cast: _Cast, reference: Path, docstrings: Path, screen: Screen) -> None:
     """Start the nodes one after the other, so that each sees what the swarm lacks."""
-    screen.say("Each node may use no more memory than a third of the layers takes: none could train this model alone.")
+    screen.say("Each node is given memory for a third of the layers (--max-memory), and takes what is lacking.")
     first = cast.add("reference", "start", str(cast.recipe), data=reference)
     watch(cast.nodes, screen, cast.picture, lambda: first.state == "training", what="the first node to load its layers")
     screen.say(f"The second node has no data, and lends its memory:  potluck join {first.address} --lend")
     second = cast.add("lender", "join", first.address, "--lend", data=None)
     watch(cast.nodes, screen, cast.picture, lambda: second.state == "training", what="the second node to load layers")
-    screen.say("The third node has data, but no file of the model: it takes what it needs from the others.")
+    screen.say("The third node has data, but no file of the model; it fetches what it needs from the others.")
     cast.add("docstrings", "join", first.address, data=docstrings, has_model=False)
     watch(
         cast.nodes, screen, cast.picture, lambda: all(node.tokens for node in cast.drivers), what="both owners to train"
@@ -138,7 +142,7 @@ def _use(cast: _Cast, screen: Screen) -> Outcome:
     screen.say("Comparing the base model with the adapter on what each owner held out, through the three nodes.")
     scores = dict(zip((node.name for node in cast.drivers), evaluate(cast.drivers), strict=True))
     screen.say("Asking both a question, through the three nodes.")
-    (answers,) = potluck(("chat", "--home", home, "--prompt", QUESTION, "--compare", "--json"))
+    (answers,) = potluck(("chat", "--home", home, "--prompt", QUESTION, "--compare", *_SHORT, "--json"))
     return Outcome(
         nodes=tuple(replace(row, scores=scores.get(row.name)) for row in rows),
         steps=steps,
@@ -156,14 +160,13 @@ def _use(cast: _Cast, screen: Screen) -> Outcome:
 
 
 def _row(node: NodeProcess) -> NodeOutcome:
-    fetched = f"{human_bytes(node.fetched_bytes)} from the others"
     return NodeOutcome(
         name=node.name,
-        data=node.data or "none: it lends",
+        data=data_of(node),
         tokens=node.tokens,
         rounds=node.rounds,
         bytes_sent=node.bytes_sent + node.hidden_bytes,
         scores=None,
         layers=node.layers.removeprefix("layers "),
-        base_model=fetched if node.has_empty_cache else "its own disk",
+        base_model=f"fetched {human_bytes(node.fetched_bytes)}" if node.has_empty_cache else "its own file",
     )

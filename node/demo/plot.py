@@ -34,9 +34,9 @@ lora_target_linear: true
 
 sequence_len: 256
 sample_packing: true
-val_set_size: 24          # examples held out on each node
+val_set_size: {val_set_size:<2}          # examples held out on each node
 
-micro_batch_size: 2
+micro_batch_size: {micro_batch_size}
 learning_rate: 1e-3       # a small model takes a large one
 lr_scheduler: constant
 warmup_steps: 5
@@ -47,7 +47,7 @@ seed: 7
 potluck:
   name: demo
 """
-"""Without the end of its last section, which is each demo's own."""
+"""To be filled in; without the end of its last section, which is each demo's own."""
 
 
 class Picture(Protocol):

@@ -37,7 +37,8 @@ def run_demo(output: Path, *, minutes: float, cache: Path, screen: Screen) -> No
     gguf = find_demo_gguf(cache)
     make_room(output)
     recipe = output / "recipe.yaml"
-    recipe.write_text(RECIPE.format(base_model=gguf, machines="two") + _AVERAGING, encoding="utf-8")
+    text = RECIPE.format(machines="two", base_model=gguf, val_set_size=24, micro_batch_size=2)
+    recipe.write_text(text + _AVERAGING, encoding="utf-8")
     data = write_data(output, screen)
     nodes: list[NodeProcess] = []
 

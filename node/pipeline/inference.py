@@ -119,7 +119,7 @@ class Inference:
             layers = self._runner.layers(hop.first_stage, hop.stop_stage)
             if text:
                 return await self._engine.run(
-                    Priority.FORWARD, self._texts.extend, self._me, text, start, hidden, layers, adapter=adapter
+                    Priority.WORD, self._texts.extend, self._me, text, start, hidden, layers, adapter=adapter
                 )
             job = StageJob(self._me, 0, hop.first_stage, hop.stop_stage, lengths, None, 0, 0)
             return await self._engine.run(Priority.FORWARD, self._runner.evaluate, job, hidden, adapter=adapter)

@@ -37,6 +37,13 @@ _DIRECTIONS: dict[int, Direction] = {
     pb.STAGE_KIND_BACKWARD: "backward",
 }
 
+_PRIORITIES = {
+    pb.STAGE_KIND_FORWARD: Priority.FORWARD,
+    pb.STAGE_KIND_EVALUATE: Priority.FORWARD,
+    pb.STAGE_KIND_GENERATE: Priority.WORD,
+    pb.STAGE_KIND_BACKWARD: Priority.BACKWARD,
+}
+
 
 class StageServer:
     """Answers other drivers' requests; all model work is on the engine's thread."""
@@ -181,8 +188,7 @@ class StageServer:
         )
         work = self._work(request, job, tensor, given, writer=sender)
         queued_at = time.perf_counter()
-        priority = Priority.BACKWARD if is_backward else Priority.FORWARD
-        result, work_s = await self._engine.run(priority, work)
+        result, work_s = await self._engine.run(_PRIORITIES[request.kind], work)
         queue_s = time.perf_counter() - queued_at - work_s
         reply = pb.StageReply(status=pb.STAGE_STATUS_DONE)
         reply.tickets.add(peer_id=self._me, session=self._runner.session, work_s=work_s, queue_s=queue_s)

@@ -26,12 +26,14 @@ R = TypeVar("R")
 class Priority(IntEnum):
     """Who goes first; first come, first served within one priority.
 
-    A backward frees what its forward holds, and a neighbour waits for both, so others' work goes before our own.
+    A backward frees what its forward holds, and a neighbour waits for both, so others' work goes before our own. The
+    next word of a text is little work, and a person waits for it.
     """
 
-    BACKWARD = 0
-    FORWARD = 1
-    OWN = 2
+    WORD = 0
+    BACKWARD = 1
+    FORWARD = 2
+    OWN = 3
 
 
 _CLOSING = len(Priority)
