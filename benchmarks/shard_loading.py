@@ -70,15 +70,13 @@ def write_folder(folder: Path, shape: dict[str, int]) -> None:
     model = outline(shape)
     model.config.save_pretrained(folder)
     parameters = list(model.named_parameters())
-    per_file = sum(parameter.numel() for _, parameter in parameters) // NUM_FILES + 1
-    weight_map, tensors, written = {}, {}, 0
-    for name, parameter in parameters:
-        tensors[name] = torch.randn(parameter.shape, dtype=torch.bfloat16) * 0.02
-        written += parameter.numel()
-        weight_map[name] = f"model-{len(set(weight_map.values()) - {weight_map.get(next(iter(tensors)))})}.safetensors"
-        if written // per_file > (written - parameter.numel()) // per_file or name == parameters[-1][0]:
-            save_file(tensors, folder / weight_map[name])
-            tensors = {}
+    per_file = len(parameters) // NUM_FILES + 1
+    weight_map = {}
+    for start in range(0, len(parameters), per_file):
+        own = {name: p.shape for name, p in parameters[start : start + per_file]}
+        file = f"model-{start // per_file}.safetensors"
+        save_file({name: torch.randn(size, dtype=torch.bfloat16) * 0.02 for name, size in own.items()}, folder / file)
+        weight_map.update(dict.fromkeys(own, file))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
