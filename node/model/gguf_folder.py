@@ -25,7 +25,8 @@ from node.model.gguf_tensors import GgufTable, GgufTensor, read_table, read_valu
 from node.model.weights import write_bf16
 
 _BLOCK_VALUES = 1 << 20
-"""Values of embedding or head that are held at a time; a layer's tensors are held one at a time, each as a whole."""
+"""Values that are held at a time of a tensor whose rows stand for themselves; others are held as a whole."""
+_PERMUTED = (".attn_q.", ".attn_k.")
 _SPARE_BYTES = 64 << 20
 
 
@@ -94,8 +95,9 @@ def _by_name(model: Any, table: GgufTable, names: Mapping[str, str]) -> dict[str
 def _values(gguf: Path, tensors: Mapping[str, GgufTensor], processor: Any) -> Iterator[Tensor]:
     """Yield all values in bf16, in the order of `tensors`."""
     for tensor in tensors.values():
-        # What llama.cpp permutes are rows of a layer's tensors; nothing of embedding and head depends on other rows.
-        max_values = math.prod(tensor.shape) if tensor.name.startswith("blk.") else _BLOCK_VALUES
+        # What llama.cpp permutes are rows of queries and keys; in all other tensors no row depends on another.
+        is_permuted = any(part in tensor.name for part in _PERMUTED)
+        max_values = math.prod(tensor.shape) if is_permuted else _BLOCK_VALUES
         try:
             for values in read_values(gguf, tensor, max_values=max_values):
                 undone = processor.process(weights=values, name=tensor.name).weights

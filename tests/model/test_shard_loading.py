@@ -8,7 +8,9 @@ import sys
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import load_file, save_file
+from test_gguf_folder import write_gguf
 from tiny_models import COMMON
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -37,13 +39,16 @@ def number(file, key):
 import torch
 torch.set_num_threads(1)
 from node.core.types import LayerRange
+from node.model.gguf_folder import convert_gguf
 from node.model.shard import load_shard
 from node.model.spec import LoadSpec, LoraSpec
 
 small, large, start, stop = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 
-def load(folder, layers):
-    return load_shard(folder, LoadSpec(lora=LoraSpec(r=4, alpha=8.0), layers=layers, ends=False))
+def load(path, layers):
+    if path.suffix == ".gguf":
+        return convert_gguf(path, path.with_suffix(".folder"))
+    return load_shard(path, LoadSpec(lora=LoraSpec(r=4, alpha=8.0), layers=layers, ends=False))
 
 load(small, LayerRange(0, 1))  # whatever is loaded or compiled at the first time is not of the shard
 memory, read = number("/proc/self/status", "VmRSS"), number("/proc/self/io", "rchar")
@@ -70,31 +75,47 @@ def wide(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def measured(wide, tiny):
-    """The peak of memory and the number of bytes read of a process that loads LAYERS of the wide model."""
-    command = [sys.executable, "-c", MEASURE, str(tiny("llama")), str(wide), str(LAYERS.start), str(LAYERS.stop)]
+def measured(small, large):
+    """Return the peak of memory and the number of bytes read of a process that loads LAYERS, or converts a file."""
+    command = [sys.executable, "-c", MEASURE, str(small), str(large), str(LAYERS.start), str(LAYERS.stop)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
 
+@pytest.fixture(scope="module")
+def loading(wide, tiny):
+    """What loading the shard takes."""
+    return measured(tiny("llama"), wide)
+
+
 @linux
-def test_peak_of_loading_a_shard_stays_near_its_own_size(wide, measured):
+def test_peak_of_loading_a_shard_stays_near_its_own_size(wide, loading):
     bound = 1.1 * (len(LAYERS) * LAYER_VALUES * NF4_BYTES + 2 * LAYER_VALUES * 2)
     assert bound < (wide / "model.safetensors").stat().st_size / 3
 
-    assert measured["peak"] <= bound
+    assert loading["peak"] <= bound
 
 
 @linux
-def test_only_the_tensors_of_the_shard_are_read(wide, measured):
+def test_only_the_tensors_of_the_shard_are_read(wide, loading):
     spec = LoadSpec(lora=LORA, layers=LAYERS, ends=False)
     entries = {entry.name: entry.stop - entry.start for entry in read_header(wide / "model.safetensors")}
     own = sum(entries[name] for name in tensor_names(wide, spec, entries))
 
     assert own == len(LAYERS) * 2 * (LAYER_VALUES + 2 * 1024)
-    assert own <= measured["read"] <= own + (1 << 20)  # beside them the header and the configuration
+    assert own <= loading["read"] <= own + (1 << 20)  # beside them the header and the configuration
+
+
+@linux
+def test_peak_of_converting_a_gguf_file_stays_within_two_layers(tmp_path):
+    small = write_gguf(tmp_path / "small.gguf", "llama", kinds=[Kind.F16])
+    large = write_gguf(tmp_path / "large.gguf", "llama", kinds=[Kind.F16], **WIDE)
+
+    got = measured(small, large)
+
+    assert got["peak"] <= 2 * LAYER_VALUES * 2
+    assert (tmp_path / "large.folder" / "model.safetensors").stat().st_size > 12 * LAYER_VALUES * 2
 
 
 @pytest.mark.parametrize(("key", "value"), [("shape", [64, 129]), ("shape", [1 << 40, 64]), ("dtype", "F64")])
