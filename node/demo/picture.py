@@ -49,7 +49,7 @@ class Pipeline:
         for place, node in enumerate(self.nodes):
             bar = Text(_bar(node), style=_COLOURS[place % len(_COLOURS)])
             layers = node.layers.removeprefix("layers ") or "–"
-            holders.add_row(node.name, layers, bar, node.state, data_of(node), _model_of(node))
+            holders.add_row(node.name, layers, bar, node.state, data_of(node), model_of(node))
             training.add_row(*_training(node, 16), human_bytes(node.hidden_bytes))
         parts: list[RenderableType] = [_head(self.nodes, self.seconds_left), Text(""), holders, Text(""), training]
         return Group(*parts, Text(""), Text(self._meanwhile(), style="dim"))
@@ -68,14 +68,19 @@ class Pipeline:
         if loading:
             return f"{loading[0].name} is {loading[0].state}."
         return (
-            "Texts never leave their owners, who hold embedding and head. Hidden states travel\n"
-            "through the layers of all three nodes, and their gradients come back the same way."
+            "Texts never leave their owners, who hold embedding and head. Hidden states pass\n"
+            "through the layers of all nodes, and their gradients come back the same way."
         )
 
 
 def data_of(node: NodeProcess) -> str:
     """Return what a node trains on, for people."""
-    return node.data.removesuffix(".jsonl") or "none, it lends"
+    return node.data.removesuffix(".jsonl") or "none"
+
+
+def model_of(node: NodeProcess) -> str:
+    """Return where a node has its part of the base model from, for people."""
+    return f"{human_bytes(node.fetched_bytes)} fetched" if node.has_empty_cache else "own file"
 
 
 def _head(nodes: tuple[NodeProcess, ...], seconds_left: float | None) -> Text:
@@ -116,7 +121,3 @@ def _bar(node: NodeProcess) -> str:
     """Return the model from its first layer to its last, with what the node holds filled in."""
     edges = [_BAR_WIDTH * stage // node.num_stages for stage in (node.shard.first_stage, node.shard.stop_stage)]
     return "·" * edges[0] + "█" * (edges[1] - edges[0]) + "·" * (_BAR_WIDTH - edges[1])
-
-
-def _model_of(node: NodeProcess) -> str:
-    return f"{human_bytes(node.fetched_bytes)} fetched" if node.has_empty_cache else "its own file"

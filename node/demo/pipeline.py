@@ -14,7 +14,7 @@ from node.config.load import load_recipe
 from node.config.local import LocalSettings
 from node.core.types import Shard
 from node.demo.model import find_demo_gguf
-from node.demo.picture import Pipeline, data_of
+from node.demo.picture import Pipeline, data_of, model_of
 from node.demo.plot import (
     QUESTION,
     RECIPE,
@@ -35,7 +35,6 @@ from node.host.memory import SAFETY
 from node.host.shapes import ModelShape
 from node.model.families import read_config
 from node.model.source import resolve_base_model
-from node.observe.status import human_bytes
 
 _MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """A name rather than a file, so that a node without the file looks for it in the swarm."""
@@ -48,6 +47,7 @@ _SHORT = ("--max-tokens", "48")
 """Every word of an answer goes through the three nodes, while they train."""
 _ADDRESS = "/ip4/<first PC>/tcp/4040/p2p/<its id>"
 _BELOW = 0.95
+"""Of what two stages take."""
 _ASK_EVERY_S = 1.0
 
 
@@ -118,7 +118,7 @@ def run_pipeline_demo(output: Path, *, minutes: float, cache: Path, screen: Scre
 
 def _gather(cast: _Cast, reference: Path, docstrings: Path, screen: Screen) -> None:
     """Start the nodes one after the other, so that each sees what the swarm lacks."""
-    screen.say("Each node is given memory for a third of the layers (--max-memory), and takes what is lacking.")
+    screen.say("On each node --max-memory leaves room for a third of the layers; each takes what the swarm lacks.")
     first = cast.add("reference", "start", str(cast.recipe), data=reference)
     watch(cast.nodes, screen, cast.picture, lambda: first.state == "training", what="the first node to load its layers")
     screen.say(f"The second node has no data, and lends its memory:  potluck join {first.address} --lend")
@@ -168,5 +168,5 @@ def _row(node: NodeProcess) -> NodeOutcome:
         bytes_sent=node.bytes_sent + node.hidden_bytes,
         scores=None,
         layers=node.layers.removeprefix("layers "),
-        base_model=f"fetched {human_bytes(node.fetched_bytes)}" if node.has_empty_cache else "its own file",
+        base_model=model_of(node),
     )

@@ -157,18 +157,18 @@ def watch(
 
 
 def train(nodes: Sequence[NodeProcess], screen: Screen, picture: Callable[[float], Picture], minutes: float) -> None:
-    """Draw the nodes for so long; `picture` gets the seconds that are left.
+    """Draw the nodes for so long, and until there is a first step; `picture` gets the seconds that are left.
 
     Raises:
-        NodeError: a node ended by itself.
+        NodeError: a node ended by itself, or there is no step.
     """
     until = time.monotonic() + 60 * minutes
     watch(
         nodes,
         screen,
         lambda: picture(until - time.monotonic()),
-        lambda: time.monotonic() > until,
-        what="the end",
+        lambda: time.monotonic() > until and all(node.version for node in nodes),
+        what="a first step",
         patience_s=60 * minutes + _START_S,
     )
 

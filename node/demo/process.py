@@ -61,6 +61,7 @@ class NodeProcess:
         self.hidden_bytes = 0
         """Hidden states and their gradients that it sent, as of the last `ask`."""
         self._cache = cache
+        self._is_asked = False
         self._finished: deque[tuple[float, int]] = deque()
         self._lines: Queue[str | None] = Queue()
         self._errors: deque[str] = deque(maxlen=40)
@@ -131,7 +132,8 @@ class NodeProcess:
 
     def ask_to_stop(self) -> None:
         """Let the node save and leave; does not wait."""
-        if self._child.poll() is None:
+        if not self._is_asked:  # the second time would mean to quit at once
+            self._is_asked = True
             self._child.terminate()
 
     def stop(self) -> None:

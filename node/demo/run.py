@@ -72,6 +72,6 @@ def run_demo(output: Path, *, minutes: float, cache: Path, screen: Screen) -> No
             tuned_answer=answers["adapter"],
             adapter_folder=adapter,
             commands=(f"potluck start {recipe} --data mine.jsonl", f"potluck join {_ADDRESS} --data theirs.jsonl"),
-            remark="The second PC needs the same model file; name it there with --base-model.",
+            remark="The second PC needs no file of the model: what it lacks comes from the first.",
         )
     )

@@ -85,9 +85,9 @@ def _table(outcome: Outcome) -> Table:
         ("rounds", lambda node: str(node.rounds)),
         ("bytes sent", lambda node: human_bytes(node.bytes_sent)),
         ("held-out loss, base model", _score(lambda scores: f"{scores.base_loss:.3f}")),
-        ("held-out loss, with the adapter", _score(lambda scores: f"{scores.loss:.3f}")),
+        ("held-out loss, adapter", _score(lambda scores: f"{scores.loss:.3f}")),
         ("perplexity, base model", _score(lambda scores: f"{scores.base_perplexity:.1f}")),
-        ("perplexity, with the adapter", _score(lambda scores: f"{scores.perplexity:.1f}")),
+        ("perplexity, adapter", _score(lambda scores: f"{scores.perplexity:.1f}")),
     )
     for name, value in rows:
         cells = [value(node) for node in outcome.nodes]
