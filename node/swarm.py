@@ -43,6 +43,7 @@ class Heartbeat:
         self._events = events
         self._names: dict[PeerId, str] = {}
         self._remembered_at = 0.0
+        self._remembered: set[PeerId] = set()
         self._redialled_at = time.monotonic()
         self._busy = asyncio.Lock()
         me = describe()
@@ -81,8 +82,10 @@ class Heartbeat:
     async def _look_after_peers(self) -> None:
         now = time.monotonic()
         others = [peer for peer in self.view.peers if peer.peer_id != self.view.me]
-        if others and now - self._remembered_at > _REMEMBER_EVERY_S:
-            self._remembered_at = now
+        ids = {peer.peer_id for peer in others}
+        # somebody new at once: this node may stop, and all others be gone when it comes back
+        if others and (ids - self._remembered or now - self._remembered_at > _REMEMBER_EVERY_S):
+            self._remembered_at, self._remembered = now, ids
             met = [(peer.peer_id, peer.addresses) for peer in others]
             await asyncio.to_thread(self._folder.remember_peers, met)
         if not others and now - self._redialled_at > _REDIAL_EVERY_S:

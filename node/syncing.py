@@ -19,6 +19,8 @@ from node.training.state import AdapterState, decode, encoded_size_limit
 _RETRY_S = 1.0
 LOST_AFTER_S = 60.0
 """A stage that nobody brings back for so long begins anew, rather than that the swarm waits for ever."""
+LOOK_FOR_S = 3.0
+"""A stage keeps the bits that this node has only after so long a look: announcements travel for a second or two."""
 
 
 class Follower(Protocol):
@@ -80,7 +82,11 @@ class Sync:
         return False
 
     async def _follow(self, view: SwarmView, target: Standing, wanted: set[int]) -> None:
-        """Fetch the wanted stages at `target`, and go there; a stage that nobody holds there keeps the bits it has."""
+        """Fetch the wanted stages at `target`, and go there.
+
+        A stage that nobody holds there keeps the bits it has, unless a replica has newer ones: that one is on its way
+        to `target` too.
+        """
         states: dict[int, AdapterState] = {}
         lineage: tuple[str, ...] = ()
         size = 0
@@ -89,8 +95,8 @@ class Sync:
         before = self._progress()
         # at step 0 the bits here are those that every run begins with, and the swarm is further
         fresh = self._adapters.keys() if before.version == 0 else self._unknown
-        lost = set(fresh) - sources.keys()
-        if lost and not self._give_up(lost):
+        missing = wanted - sources.keys()
+        if missing and not self._go_without(missing, lost=missing & set(fresh), view=view):
             await asyncio.sleep(_RETRY_S)
             return
         for stage, holder in sources.items():
@@ -115,22 +121,44 @@ class Sync:
         for source in {holder.peer_id: holder for holder in sources.values()}.values():
             self._events.emit(AdapterSynced(source.peer_id, target.version, size, reason))
 
-    def _give_up(self, lost: set[int]) -> bool:
-        """Return whether the adapter of some stages has to be taken for lost: nobody has brought it back."""
+    def _go_without(self, missing: set[int], *, lost: set[int], view: SwarmView) -> bool:
+        """Return whether nobody will bring the state of these stages any more.
+
+        Args:
+            missing: Stages whose state nobody offers.
+            lost: Those among them of which this node has no bits either.
+            view: Who is there.
+        """
         now = time.monotonic()
-        names = ", ".join(map(str, sorted(lost)))
         if self._searching_since is None:
             self._searching_since = now
-            self._events.emit(
-                Fault(
-                    f"Nobody here has the adapter of stage {names} at this step.",
-                    f"Waiting {LOST_AFTER_S:.0f} s for a node that has a checkpoint of it.",
+            if lost:
+                self._events.emit(
+                    Fault(
+                        f"Nobody here has the adapter of stage {_names(lost)} at this step.",
+                        f"Waiting {LOST_AFTER_S:.0f} s for a node that has a checkpoint of it.",
+                    )
                 )
-            )
-        if now - self._searching_since < LOST_AFTER_S:
+        mine = self._progress().standing
+        is_wanted = bool(lost) or any(_has_newer_bits(view, stage, mine) for stage in missing)
+        if now - self._searching_since < (LOST_AFTER_S if is_wanted else LOOK_FOR_S):
             return False
-        self._events.emit(Fault(f"The adapter of stage {names} is lost; it begins anew.", "The other stages go on."))
+        if lost:
+            self._events.emit(
+                Fault(f"The adapter of stage {_names(lost)} is lost; it begins anew.", "The other stages go on.")
+            )
         return True
+
+
+def _names(stages: Collection[int]) -> str:
+    return ", ".join(map(str, sorted(stages)))
+
+
+def _has_newer_bits(view: SwarmView, stage: int, mine: Standing) -> bool:
+    return any(
+        peer.peer_id != view.me and peer.progress is not None and peer.progress.standing.is_heavier_than(mine)
+        for peer in view.replicas(stage)
+    )
 
 
 def _holder(view: SwarmView, stage: int, target: Standing) -> Peer | None:

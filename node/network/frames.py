@@ -8,6 +8,7 @@ A stream that merely stops looks just like one that is complete, so whoever send
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 from google.protobuf.message import DecodeError, Message
@@ -17,6 +18,7 @@ from node.network.round_words import Malformed
 CHUNK_BYTES = 256 * 1024
 CHUNK_S = 20.0
 """A peer that sends or takes no chunk for so long is given up."""
+_LINGER_S = 5.0
 
 
 def write_frame(writer: asyncio.StreamWriter, message: Message) -> None:
@@ -62,3 +64,13 @@ async def read_bulk(
         chunk[:] = await asyncio.wait_for(reader.readexactly(len(chunk)), CHUNK_S)
         note(chunk)
     return data
+
+
+async def until_closed(reader: asyncio.StreamReader) -> None:
+    """Wait a moment until the other side has closed the stream, which it does once it has all.
+
+    Whoever answers must not close first: libp2p's daemon then resets the stream, and what is still on its way is lost.
+    """
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            await reader.read(1)

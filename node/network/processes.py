@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -19,6 +20,7 @@ from collections import deque
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from hivemind.p2p import P2P, PeerID
 from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError
@@ -30,6 +32,10 @@ from node.core.types import PeerId
 from node.network.addresses import is_reachable_from_outside, refuse_taken_port, split_peer_id
 
 _START_TIMEOUT_S = 15.0
+_REDIAL_S = 0.3
+_BACKED_OFF = re.compile(r"\[/ip[46]/([0-9a-fA-F.:]+)/tcp/(\d+)[^\]]*\] dial backoff")
+_MAX_KNOCKS = 8
+_KNOCK_S = 1.0
 _PR_SET_PDEATHSIG = 1
 _RUNTIME_POINTER = "runtime-folder"
 
@@ -83,14 +89,26 @@ class RunningP2P:
         if peer_id == self.peer_id:
             raise ConfigError(f"{address} is this node's own address.", hint="Give the address of another node.")
         try:
-            target = PeerID.from_base58(peer_id)
-            # hivemind has no public call that dials a peer after the start.
-            await asyncio.wait_for(self.p2p._client.connect(target, [Multiaddr(transport)]), timeout_s)  # noqa: SLF001
+            await self._dial(PeerID.from_base58(peer_id), Multiaddr(transport), timeout_s)
         except PEER_FAILED as error:
             raise NoPeerReachable(f"No peer answers at {address}: {_reason(error, timeout_s)}.") from error
         except ValueError as error:
             raise ConfigError(f"{address} is not a multiaddr that can be dialled: {error}.") from error
         return peer_id
+
+    async def _dial(self, target: PeerID, where: Multiaddr, timeout_s: float) -> None:
+        """Dial, again if libp2p says that it does not dial just now: two that dial each other at once both fail."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                try:
+                    # hivemind has no public call that dials a peer after the start.
+                    await self.p2p._client.connect(target, [where])  # noqa: SLF001
+                except ControlFailure as error:
+                    if "dial backoff" not in str(error) or await is_nobody_there(str(error)):
+                        raise
+                    await asyncio.sleep(_REDIAL_S)
+                else:
+                    return
 
     async def close(self) -> None:
         """Stop the daemon and remove its sockets."""
@@ -177,11 +195,25 @@ async def _attach(control: str, runtime: Path, child: asyncio.subprocess.Process
             raise SwarmError(f"it ended with code {child.returncode}.")
         if (runtime / "p2pd.sock").exists():
             try:
-                return await attached.replicate(Multiaddr(control))  # type: ignore[attr-defined]
+                p2p: P2P = await attached.replicate(Multiaddr(control))  # type: ignore[attr-defined]
+                p2p._client.control._pending_calls = _LiveCalls()  # noqa: SLF001
+                return p2p
             except (OSError, P2PDaemonError):
                 pass  # the socket is there a moment before somebody listens on it
         await asyncio.sleep(0.02)
     raise SwarmError(f"it did not answer within {_START_TIMEOUT_S:.0f} s.")
+
+
+class _LiveCalls(dict[Any, "asyncio.Future[bytes]"]):
+    """hivemind's table of calls that wait for an answer; one that was cancelled is in it no more.
+
+    Its reader gives an answer to whatever is in the table. If that call was cancelled a moment ago, the reader dies of
+    an InvalidStateError, and no call of this process is ever answered again.
+    """
+
+    def __contains__(self, call_id: object) -> bool:
+        future = self.get(call_id)
+        return future is not None and not future.done()
 
 
 async def _drain(stream: asyncio.StreamReader, log: deque[str]) -> None:
@@ -247,3 +279,24 @@ def _start_hint(log: Sequence[str], listen: Sequence[str]) -> str:
     if "address already in use" in text or "failed to listen" in text:
         return f"Is another program listening on {', '.join(listen)}? Choose another port with --listen."
     return "Check --listen and --announce; both take multiaddrs such as /ip4/0.0.0.0/tcp/4040."
+
+
+async def is_nobody_there(dial_error: str) -> bool:
+    """Knock at the addresses of a failed dial: whether none of them has a listener.
+
+    After a dial that failed, libp2p refuses for some seconds to dial again and says only "dial backoff", whoever in
+    this node dialled first and why ever it failed.
+    """
+    doors = _BACKED_OFF.findall(dial_error)[:_MAX_KNOCKS]
+    return bool(doors) and all(await asyncio.gather(*(_refuses(host, int(port)) for host, port in doors)))
+
+
+async def _refuses(host: str, port: int) -> bool:
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), _KNOCK_S)
+    except ConnectionRefusedError:
+        return True
+    except (OSError, TimeoutError):
+        return False  # unreachable is not dead
+    writer.close()
+    return False

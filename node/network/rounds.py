@@ -3,21 +3,18 @@
 Small messages are unary calls with a deadline each. The parts of a peer's spans and the results of these share one raw
 stream: a header, the member's parts, an end; then the reduced spans and an end. The explicit end with length and
 digests is there because a stream that merely stops looks just like one that is complete. Nothing is allocated from a
-length that a peer declares: the caller says how many bytes it expects. (Raw, because hivemind's message streams copy
-every chunk several times and start a task for each.)
+length that a peer declares: the caller says how many bytes it expects (`frames.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from google.protobuf.message import DecodeError, Message
 from hivemind.p2p import P2P, P2PContext, PeerID, ServicerBase
 from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError, P2PHandlerError
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
@@ -25,20 +22,16 @@ from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
 
 from node.core.round_messages import Message as RoundWord
 from node.core.types import PeerId
-from node.network.processes import PEER_FAILED
+from node.network.frames import CHUNK_S, read_bulk, read_frame, until_closed, write_bulk, write_frame
+from node.network.processes import PEER_FAILED, is_nobody_there
 from node.network.records import MAX_STAGES
 from node.network.round_words import Malformed, check_round_id, from_wire, to_wire
 from node.v1 import round_pb2
 
-CHUNK_BYTES = 256 * 1024
 _SEND_S = 5.0
-_CHUNK_S = 20.0
 _NAMESPACE = "potluck"
 _MAX_FRAME_BYTES = 64 * MAX_STAGES + 4096
 """A frame's list has an entry a stage in common, of a digest and a norm at most."""
-_BACKED_OFF = re.compile(r"\[/ip[46]/([0-9a-fA-F.:]+)/tcp/(\d+)[^\]]*\] dial backoff")
-_MAX_KNOCKS = 8
-_KNOCK_S = 1.0
 _MAX_WEIGHT = 1 << 62
 _MAX_STREAMS = 256
 """Streams that are served at a time; beyond that a new one is closed at once."""
@@ -156,10 +149,14 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
             async with asyncio.timeout(timeout_s):
                 target = PeerID.from_base58(peer)
                 _, reader, writer = await self._p2p.call_binary_stream_handler(target, self._bulk_name)
-                _write_frame(writer, header)
-                checksums = [await _write(writer, memoryview(part), _Checksum()) for part in parts.parts]
+                write_frame(writer, header)
+                checksums = []
+                for part in parts.parts:
+                    checksum = _Checksum()
+                    await write_bulk(writer, memoryview(part), checksum.update)
+                    checksums.append(checksum.digest())
                 num_bytes = sum(len(part) for part in parts.parts)
-                _write_frame(writer, round_pb2.RoundPartEnd(num_bytes=num_bytes, digests=checksums))
+                write_frame(writer, round_pb2.RoundPartEnd(num_bytes=num_bytes, digests=checksums))
                 await writer.drain()
                 return await _read(reader, result_bytes, hashlib.sha256, has_norms=True)
         except TimeoutError:
@@ -189,6 +186,7 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
         try:
             if self._num_streams <= _MAX_STREAMS:
                 await self._take_and_answer(PeerId(info.peer_id.to_base58()), reader, writer)
+                await until_closed(reader)
         except (*PEER_FAILED, Malformed, PeerLost):
             pass  # the sender sees the cut, and the averager has said what there was to say
         finally:
@@ -199,7 +197,7 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
         self, sender: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         header = round_pb2.RoundPartHeader()
-        await asyncio.wait_for(_read_frame(reader, header), _CHUNK_S)
+        await asyncio.wait_for(read_frame(reader, header, max_bytes=_MAX_FRAME_BYTES), CHUNK_S)
         handler = self._bulk
         if handler is None or header.fingerprint != self._fingerprint:
             raise PeerLost("I do not train that")
@@ -211,14 +209,14 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
         taken = Parts(tuple(header.weights), tuple(part.data for part in parts))
         results = await handler.take_parts(round, sender, taken)
         for result in results:
-            await _write(writer, memoryview(result.data), None)
+            await write_bulk(writer, memoryview(result.data))
         end = round_pb2.RoundPartEnd(
             num_bytes=sum(len(result.data) for result in results),
             digests=[result.digest for result in results],
             norms_sq=[result.norm_sq for result in results],
         )
-        _write_frame(writer, end)
-        await asyncio.wait_for(writer.drain(), _CHUNK_S)
+        write_frame(writer, end)
+        await asyncio.wait_for(writer.drain(), CHUNK_S)
 
     # --- details ---------------------------------------------------------------------------------------------
 
@@ -261,48 +259,17 @@ class _Checksum:
         return self._value.to_bytes(4, "big")
 
 
-def _write_frame(writer: asyncio.StreamWriter, message: Message) -> None:
-    body = message.SerializeToString()
-    writer.write(len(body).to_bytes(4, "big") + body)
-
-
-async def _read_frame(reader: asyncio.StreamReader, message: Message) -> None:
-    size = int.from_bytes(await reader.readexactly(4), "big")
-    if size > _MAX_FRAME_BYTES:
-        raise Malformed(f"a frame of {size} bytes")
-    try:
-        message.ParseFromString(await reader.readexactly(size))
-    except DecodeError:
-        raise Malformed("that is not the expected frame") from None
-
-
-async def _write(writer: asyncio.StreamWriter, data: memoryview, digest: _Digest | None) -> bytes:
-    """Send `data` chunk by chunk, and return its digest; chunks are hashed while earlier ones travel."""
-    for start in range(0, len(data), CHUNK_BYTES):
-        chunk = data[start : start + CHUNK_BYTES]
-        writer.write(chunk)
-        if digest is not None:
-            digest.update(chunk)
-        await asyncio.wait_for(writer.drain(), _CHUNK_S)
-    return digest.digest() if digest is not None else b""
-
-
 async def _read(
     reader: asyncio.StreamReader, expected: Sequence[int], make_digest: Callable[[], _Digest], *, has_norms: bool
 ) -> tuple[Bulk, ...]:
     """Read one piece a span, of `expected` bytes each, and their end; anything else is a violation."""
     pieces, digests = [], []
     for num_bytes in expected:
-        data, digest = bytearray(num_bytes), make_digest()
-        view = memoryview(data)
-        for start in range(0, num_bytes, CHUNK_BYTES):
-            chunk = view[start : start + CHUNK_BYTES]
-            chunk[:] = await asyncio.wait_for(reader.readexactly(len(chunk)), _CHUNK_S)
-            digest.update(chunk)
-        pieces.append(data)
+        digest = make_digest()
+        pieces.append(await read_bulk(reader, num_bytes, digest.update))
         digests.append(digest.digest())
     end = round_pb2.RoundPartEnd()
-    await asyncio.wait_for(_read_frame(reader, end), _CHUNK_S)
+    await asyncio.wait_for(read_frame(reader, end, max_bytes=_MAX_FRAME_BYTES), CHUNK_S)
     if end.num_bytes != sum(expected) or list(end.digests) != digests:
         raise Malformed("the length or a digest does not match")
     if len(end.norms_sq) != (len(pieces) if has_norms else 0):
@@ -323,28 +290,7 @@ async def _lost(error: BaseException) -> PeerLost:
     lowered = text.lower()
     is_refused = is_dial and (
         any(sign in lowered for sign in ("connection refused", "no addresses", "routing: not found"))
-        or ("dial backoff" in lowered and await _is_nobody_there(text))
+        or ("dial backoff" in lowered and await is_nobody_there(text))
     )
     is_to_blame = isinstance(error, (Malformed, TimeoutError))
     return PeerLost(text[:200] or type(error).__name__, is_refused=is_refused, is_to_blame=is_to_blame)
-
-
-async def _is_nobody_there(dial_error: str) -> bool:
-    """Knock at the addresses of a failed dial: whether none of them has a listener.
-
-    After a dial that failed, libp2p refuses for some seconds to dial again and says only "dial backoff", whoever in
-    this node dialled first and why ever it failed.
-    """
-    doors = _BACKED_OFF.findall(dial_error)[:_MAX_KNOCKS]
-    return bool(doors) and all(await asyncio.gather(*(_refuses(host, int(port)) for host, port in doors)))
-
-
-async def _refuses(host: str, port: int) -> bool:
-    try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), _KNOCK_S)
-    except ConnectionRefusedError:
-        return True
-    except (OSError, TimeoutError):
-        return False  # unreachable is not dead
-    writer.close()
-    return False

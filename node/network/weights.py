@@ -19,7 +19,7 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
 from node.core.errors import PeerBusy, PeerError, PeerTimeout, ProtocolViolation
 from node.core.types import PeerId
-from node.network.frames import CHUNK_S, read_bulk, read_frame, write_bulk, write_frame
+from node.network.frames import CHUNK_S, read_bulk, read_frame, until_closed, write_bulk, write_frame
 from node.network.processes import PEER_FAILED
 from node.network.round_words import Malformed
 from node.trust.identity import short
@@ -94,6 +94,7 @@ class WeightServer:
         try:
             if self._num_streams <= _MAX_STREAMS:
                 await self._answer(PeerId(info.peer_id.to_base58()), reader, writer)
+                await until_closed(reader)
         except (*PEER_FAILED, Malformed):
             pass  # the other side sees the cut
         finally:

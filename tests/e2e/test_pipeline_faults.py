@@ -60,7 +60,7 @@ def test_training_goes_on_over_a_replica_when_a_holder_is_killed_or_stopped(smol
     steps_on(owner, 2, "steps over the other replica")
     left = start(tmp_path / "b", *lend, "--name", "bert")
     left.wait_for(lambda n: n.shared_rounds(members=3), "the killed one to catch up")
-    assert left.of("AdapterSynced"), "it took the others' state"
+    assert left.of("AdapterSynced"), f"it took the others' state: {left.events}"
 
     kill_in_a_round(right)
     steps_on(owner, 2, "steps after a death in a round")
