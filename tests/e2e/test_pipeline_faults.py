@@ -49,7 +49,7 @@ def nothing_counted_twice(driver):
 
 
 def test_training_goes_on_over_a_replica_when_a_holder_is_killed_or_stopped(smollm2, tmp_path, recipe, data, start):
-    path = recipe(smollm2, target=256, extra="  stages: 2\n")
+    path = recipe(smollm2, target=512, extra="  stages: 2\n")
     owner = start(tmp_path / "a", "start", path, "--data", data("anna"), "--stages", "0", "--name", "anna")
     lend = ("join", owner.address, "--lend", "--stages", "1")
     left = start(tmp_path / "b", *lend, "--name", "bert")
@@ -65,8 +65,8 @@ def test_training_goes_on_over_a_replica_when_a_holder_is_killed_or_stopped(smol
     kill_in_a_round(right)
     steps_on(owner, 2, "steps after a death in a round")
     right = start(tmp_path / "c", *lend, "--name", "cleo")
-    right.wait_for(lambda n: n.shared_rounds(members=3), "the killed one to catch up")
-    assert same_bits(left, right), "they stepped together"
+    right.wait_for(lambda n: len(n.shared_rounds(members=3)) >= 3, "the killed one to keep up")
+    left.wait_for(lambda n: same_bits(n, right), "a step together")
 
     left.child.send_signal(signal.SIGSTOP)
     done = len(owner.of("MicrobatchDone"))
@@ -75,7 +75,8 @@ def test_training_goes_on_over_a_replica_when_a_holder_is_killed_or_stopped(smol
     before = len(left.of("Stepped"))
     left.wait_for(lambda n: len(n.of("Stepped")) > before, "the stopped one to catch up", timeout=180)
     assert same_bits(left, right)
-    assert not owner.of("StagesMissing")[1:], "only at the start nobody held the layers"
+    told = [e for e in owner.events if e["event"] in ("StagesMissing", "MicrobatchRetried", "Fault", "StagesFound")]
+    assert len(owner.of("StagesMissing")) <= 1, f"only at the start nobody held the layers: {told}"
     assert owner.stop() == 0
     nothing_counted_twice(owner)
 
