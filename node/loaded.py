@@ -271,6 +271,8 @@ class Loaded:
 
     def _build_pipeline(self, max_graphs: int) -> Pipeline:
         host, recipe, cutting = self._host, self._enlisted.recipe, self.cutting
+        # what is under way when a round is called is waited for, so not much more than a step needs
+        needed = self._target_tokens // (recipe.micro_batch_size * recipe.sequence_len)
         return build_pipeline(
             around=Surroundings(
                 me=host.running.peer_id,
@@ -288,7 +290,7 @@ class Loaded:
             engine=host.engine,
             stream=self.trainer.stream,
             salt=f"{recipe.seed}:{host.running.peer_id}",
-            max_in_flight=MAX_IN_FLIGHT,
+            max_in_flight=min(MAX_IN_FLIGHT, max(2, needed)),
             max_graphs=max_graphs,
         )
 

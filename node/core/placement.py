@@ -16,6 +16,9 @@ from node.core.types import NO_SHARD, PeerId, Shard
 STAGE_BYTES = 1 << 30
 """Frozen weights of a stage at most (unless one layer is larger), so that the smallest cards can hold one."""
 
+LEAST_STAGES = 16
+"""Of a model that is cut at all: unequal cards can then share it within a sixteenth. Stages in a row are one hop."""
+
 UNHELD_PATIENCE_S = 120.0
 """How long a stage is without a holder before somebody moves: a restarted node is back sooner, with its adapter."""
 
@@ -47,13 +50,15 @@ class Candidate:
 
 
 def auto_num_stages(num_layers: int, layer_bytes: int) -> int:
-    """Return into how many stages a founder cuts a model: 1 if it is small, else stages of at most `STAGE_BYTES`.
+    """Return into how many stages a founder cuts a model: 1 if it is smaller than `STAGE_BYTES`, else many.
 
     Args:
         num_layers: Decoder layers of the model.
         layer_bytes: Frozen weights of one layer as a node holds them.
     """
-    layers_of_a_stage = max(1, STAGE_BYTES // max(1, layer_bytes))
+    if num_layers * layer_bytes <= STAGE_BYTES:
+        return 1
+    layers_of_a_stage = max(1, min(STAGE_BYTES // layer_bytes, num_layers // LEAST_STAGES))
     return math.ceil(num_layers / layers_of_a_stage)
 
 

@@ -46,9 +46,10 @@ def test_of_equal_places_the_one_with_fewest_hops_wins():
     assert choose(6, [holder("a", 0, 3)], 3) == Shard(3, 6)
 
 
-def test_a_small_model_is_not_cut_and_a_large_one_into_parts_of_about_a_gigabyte():
+def test_a_small_model_is_not_cut_and_a_large_one_finely_into_parts_of_a_gigabyte_at_most():
     assert auto_num_stages(30, 2 << 20) == 1
-    assert auto_num_stages(32, 110 << 20) == 4
+    assert auto_num_stages(32, 110 << 20) == 16
+    assert auto_num_stages(12, 110 << 20) == 12
     assert auto_num_stages(80, 430 << 20) == 40
 
 
