@@ -12,6 +12,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--soak", action="store_true", help="the long form of the tests that have one")
+
+
+@pytest.fixture(scope="session")
+def is_soak(request) -> bool:
+    """Whether the long form of a test is asked for."""
+    return request.config.getoption("--soak")
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The folder of SmolLM2-135M-Instruct, converted from the package's GGUF file once for each user."""

@@ -8,6 +8,8 @@ import threading
 import time
 from pathlib import Path
 
+from faults.fault import write_faults
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -27,11 +29,18 @@ def potluck(*arguments, env=None, timeout=120):
 class Node:
     """A node in the foreground of its own process group."""
 
-    def __init__(self, home: Path, *arguments, env=None):
+    def __init__(self, home: Path, *arguments, env=None, faults=()):
+        """Start; `faults` strike in the real daemon (`faults.daemon`)."""
         self.home = home
         self.events = []
         self.errors = []
-        command = [sys.executable, "-m", "node", *map(str, arguments)]
+        program = ["node"]
+        if faults:
+            file = home.with_name(f"{home.name}-faults.json")
+            write_faults(file, faults)
+            program = ["faults.daemon", str(file)]
+            env = {"PYTHONPATH": str(ROOT / "tests"), **(env or {})}
+        command = [sys.executable, "-m", *program, *map(str, arguments)]
         command += ["--home", str(home), "--listen", "/ip4/127.0.0.1/tcp/0", "--threads", "1", "--log", "json"]
         self.child = subprocess.Popen(
             command,
