@@ -33,8 +33,8 @@ from benchmarks.slow_link import ADDRESSES, SlowLink, inside
 from benchmarks.two_nodes import rate, run_single
 from node.control.client import ControlClient
 
-TARGET_TOKENS = 16384
-"""32 microbatches a step: the pipeline comes to a rest once a step."""
+TARGET_TOKENS = 32768
+"""64 microbatches a step: the pipeline comes to a rest once a step."""
 GOALS = {"loopback": 1.85, "far": 0.95, "thin": 0.90}
 ONE_WAY_MS = 20
 

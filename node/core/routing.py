@@ -16,6 +16,12 @@ from node.core.types import PeerId, Shard
 MAX_IN_FLIGHT = 32
 _SMOOTHING = 0.3
 """Weight of a new measurement in the running mean."""
+_LEAST_OF = 64
+"""Microbatches among which the quickest shows what one takes when it waits for none of this driver's others."""
+_RATE_OVER = 32
+"""Microbatches over which the rate is measured."""
+_GAIN = 2.0
+"""Peers and links wait for each other, and an idle one's time is lost for good; BBR takes as much."""
 _UNKNOWN_S = 1e-3
 """Seconds a stage of a peer that was never measured: less than any real one, so that everybody is tried once."""
 
@@ -153,33 +159,44 @@ class HopTimes:
 
 
 class Flow:
-    """How many of this driver's microbatches have to be under way, from how long the latest ones took."""
+    """How many of this driver's microbatches have to be under way, from how long the latest ones took.
+
+    Little's law: as many as end in the time that one takes. Both are measured as congestion control does (BBR,
+    doi:10.1145/3012426.3022184): the time without what the microbatches wait for each other on the links, which is the
+    least that was seen lately, and the rate at which they ended. More under way than that would only lengthen the
+    queues of links and peers, which others share; a flush at a round shows the least time again.
+    """
 
     def __init__(self) -> None:
-        self._recent: deque[tuple[float, float, bool]] = deque(maxlen=8)
+        self._took: deque[float] = deque(maxlen=_LEAST_OF)
+        self._ended: deque[float] = deque(maxlen=_RATE_OVER)
+        self._is_local: deque[bool] = deque(maxlen=_RATE_OVER)
 
-    def done(self, *, unqueued_s: float, work_s: Mapping[PeerId, float], me: PeerId) -> None:
+    def done(self, *, unqueued_s: float, now_s: float, is_local: bool) -> None:
         """Take in one finished microbatch.
 
         Args:
-            unqueued_s: From its begin to its end, without the time that it waited for others' work.
-            work_s: Compute of each peer on it, forward and backward; this node's with embedding and loss.
-            me: This node.
+            unqueued_s: From its begin to its end, without the time that it waited for others' work at the peers.
+            now_s: When it ended, on a clock that only goes forward.
+            is_local: Nobody but this node worked on it.
         """
-        self._recent.append((unqueued_s, max(work_s.values(), default=0.0), set(work_s) <= {me}))
+        self._is_local.append(is_local)
+        self._ended.append(now_s)
+        if not is_local:
+            self._took.append(unqueued_s)
 
     def in_flight(self, limit: int) -> int:
-        """Return how many microbatches keep the slowest peer busy (Little's law), at least 1 and at most `limit`.
+        """Return how many microbatches keep the slowest peer or link busy, at least 1 and at most `limit`.
 
         Args:
             limit: Bound by memory.
         """
-        if not self._recent or all(is_local for _, _, is_local in self._recent):
+        if not self._took or all(self._is_local):
             return 1  # nothing was measured, or nobody but this node works on them: more would only hold memory
-        latency_s = sum(latency for latency, _, _ in self._recent)
-        bottleneck_s = sum(work for _, work, _ in self._recent)
-        # One more than the law asks for, since times vary and an idle peer's time is lost for good.
-        wanted = math.ceil(latency_s / bottleneck_s) + 1 if bottleneck_s > 0 else 2
+        least_s, num_ended = min(self._took), len(self._ended) - 1
+        per_s = num_ended / max(self._ended[-1] - self._ended[0], least_s, 1e-6)
+        # One more, so that the rate is seen to grow where more can be done.
+        wanted = math.ceil(_GAIN * per_s * least_s) + 1
         return max(1, min(limit, MAX_IN_FLIGHT, wanted))
 
 

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from node.network.round_words import Malformed
 
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 64 * 1024
 CHUNK_S = 20.0
 """A peer that sends or takes no chunk for so long is given up."""
 _LINGER_S = 5.0

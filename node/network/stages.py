@@ -7,6 +7,7 @@ serves computes the size of what is coming from the request's bounded fields bef
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
 from collections.abc import Sequence
 from typing import Protocol
@@ -54,6 +55,8 @@ class StageTransport:
         self._name = f"potluck/{fingerprint[:16]}/stages"
         self._handler: StageHandler | None = None
         self._num_streams = 0
+        self._moved_at: dict[PeerId, float] = {}
+        """By peer: when a chunk to it or from it last moved on."""
         self.bytes_sent = 0
         self.bytes_received = 0
 
@@ -94,10 +97,10 @@ class StageTransport:
         try:
             async with asyncio.timeout(timeout_s):
                 _, reader, writer = await self._p2p.call_binary_stream_handler(PeerID.from_base58(peer), self._name)
-                await self._write(writer, request, tensors)
+                await self._write(peer, writer, request, tensors)
                 reply = pb.StageReply()
                 await read_frame(reader, reply, max_bytes=_MAX_REPLY_BYTES)
-                return reply, await self._read(reader, reply_bytes if reply.has_tensor else 0)
+                return reply, await self._read(peer, reader, reply_bytes if reply.has_tensor else 0)
         except TimeoutError as error:
             raise PeerTimeout(f"{short(peer)} did not answer within {timeout_s:.1f} s.", peer_id=peer) from error
         except (*PEER_FAILED, P2PHandlerError, Malformed) as error:
@@ -108,10 +111,16 @@ class StageTransport:
                 writer.close()
 
     async def ping(self, peer: PeerId) -> bool:
-        """Return whether a peer serves this run, as far as can be told within a moment."""
+        """Return whether a peer serves this run, as far as can be told within a moment.
+
+        On a link that is full the answer waits behind what else travels; then chunks that move are the answer.
+        """
+        asked_at = time.monotonic()
         try:
             request = pb.StageRequest(kind=pb.STAGE_KIND_PING)
             reply, _ = await self.call(peer, request, reply_bytes=0, timeout_s=_PING_S)
+        except PeerTimeout:
+            return self._moved_at.get(peer, 0.0) > asked_at
         except PeerError:
             return False
         return reply.status == pb.STAGE_STATUS_DONE
@@ -136,31 +145,37 @@ class StageTransport:
         if handler is None or request.fingerprint != self._fingerprint:
             raise Malformed("I do not train that")
         if request.kind == pb.STAGE_KIND_PING:
-            await self._read(reader, 0)  # a stream that is closed before its end is read is a broken pipe over there
-            await self._write(writer, pb.StageReply(status=pb.STAGE_STATUS_DONE), ())
+            await self._read(
+                sender, reader, 0
+            )  # a stream that is closed before its end is read is a broken pipe over there
+            await self._write(sender, writer, pb.StageReply(status=pb.STAGE_STATUS_DONE), ())
             return
         sizes = handler.expect(sender, request)
-        received = await self._read(reader, sum(sizes))
+        received = await self._read(sender, reader, sum(sizes))
         tensors, start = [], 0
         for size in sizes:
             tensors.append(received[start : start + size])
             start += size
         reply, tensor = await handler.serve(sender, request, tensors)
         reply.has_tensor = len(tensor) > 0
-        await self._write(writer, reply, (tensor,) if len(tensor) else ())
+        await self._write(sender, writer, reply, (tensor,) if len(tensor) else ())
 
     async def _write(
         self,
+        peer: PeerId,
         writer: asyncio.StreamWriter,
         message: pb.StageRequest | pb.StageReply,
         tensors: Sequence[bytes | memoryview],
     ) -> None:
         write_frame(writer, message)
-        checksum, num_bytes = 0, 0
+        checksum, num_bytes, num_chunks = 0, 0, 0
 
         def note(chunk: memoryview) -> None:
-            nonlocal checksum
+            nonlocal checksum, num_chunks
             checksum = zlib.crc32(chunk, checksum)
+            if num_chunks:  # the one before this has been taken
+                self._moved_at[peer] = time.monotonic()
+            num_chunks += 1
 
         for tensor in tensors:
             await write_bulk(writer, memoryview(tensor).cast("B"), note)
@@ -169,13 +184,14 @@ class StageTransport:
         await asyncio.wait_for(writer.drain(), CHUNK_S)
         self.bytes_sent += num_bytes
 
-    async def _read(self, reader: asyncio.StreamReader, num_bytes: int) -> bytearray:
+    async def _read(self, peer: PeerId, reader: asyncio.StreamReader, num_bytes: int) -> bytearray:
         """Read tensors and their end; TLS has authenticated every byte, so a checksum is enough against mistakes."""
         checksum = 0
 
         def note(chunk: memoryview) -> None:
             nonlocal checksum
             checksum = zlib.crc32(chunk, checksum)
+            self._moved_at[peer] = time.monotonic()
 
         data = await read_bulk(reader, num_bytes, note)
         end = pb.StageEnd()

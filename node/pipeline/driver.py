@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -278,7 +279,7 @@ class Driver:
             self._parked -= 1
 
     def _tell_missing(self, error: NoReplica) -> None:
-        if error.stages != self._missing:
+        if not set(error.stages) <= set(self._missing):
             self._missing = error.stages
             self._events.emit(StagesMissing(error.message, error.hint))
 
@@ -288,7 +289,7 @@ class Driver:
             self._missing = ()
             self._events.emit(StagesFound())
         self._book.done(batch, finished.counted_by)
-        self._flow.done(unqueued_s=finished.unqueued_s, work_s=finished.work_s, me=self._me)
+        self._flow.done(unqueued_s=finished.unqueued_s, now_s=time.monotonic(), is_local=finished.is_local)
         self.pace.note(tokens=batch.num_tokens, labels=batch.num_labels, loss_sum=finished.loss_sum)
         loss = finished.loss_sum / batch.num_labels if batch.num_labels else 0.0
         self._events.emit(MicrobatchDone(batch.id, loss, batch.num_tokens, batch.num_labels, finished.seconds))

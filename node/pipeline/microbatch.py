@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from node.training.engine import Engine, Priority
 
 _MAX_REROUTES = 32
 """Hops that may fail in one attempt before it is given up: the swarm is then in no state to train."""
+R = TypeVar("R")
 
 
 class Router(Protocol):
@@ -61,9 +62,9 @@ class Finished:
     counted_by: dict[int, tuple[PeerId, str]]
     seconds: float
     unqueued_s: float
-    """Without the time that it waited in holders' queues."""
-    work_s: dict[PeerId, float]
-    """Compute by peer, embedding and loss included."""
+    """Without the time that it waited for other work, at the holders and here."""
+    is_local: bool
+    """Nobody but the driver worked on it."""
 
 
 @dataclass(slots=True)
@@ -82,6 +83,7 @@ class Attempt:
     """By stage: who may have counted this microbatch already, in this attempt or in one before."""
     avoid: set[PeerId] = field(default_factory=set)
     _failures: int = 0
+    _queue_s: float = 0.0
 
     async def run(self) -> Finished:
         """Go all the way.
@@ -93,28 +95,31 @@ class Attempt:
         """
         started = time.perf_counter()
         ids, _ = self.shard.tensors(self.batch)
-        hidden, embed_s = await self.engine.run(Priority.OWN, timed, lambda: self.shard.embed(ids))
+        hidden = await self._here(Priority.OWN, lambda: self.shard.embed(ids))
         visits = await self._forward(hidden, 0, self.num_stages)
         hidden = visits[-1].output
-        (loss_sum, gradient), loss_s = await self.engine.run(
-            Priority.FORWARD, timed, lambda: self.shard.loss_and_gradient(hidden, self.batch)
+        loss_sum, gradient = await self._here(
+            Priority.FORWARD, lambda: self.shard.loss_and_gradient(hidden, self.batch)
         )
         done = await self._backward(visits, gradient)
         for visit in done:
             self.router.finished(visit, self.batch.num_tokens)
         seconds = time.perf_counter() - started
-        work_s = {self.order.driver: embed_s + loss_s}
-        for visit in done:
-            for peer, took_s in visit.work_s.items():
-                work_s[peer] = work_s.get(peer, 0.0) + took_s
         return Finished(
             batch=self.batch,
             loss_sum=loss_sum,
             counted_by={stage: who for visit in done for stage, who in visit.sessions.items()},
             seconds=seconds,
-            unqueued_s=seconds - sum(visit.queue_s for visit in done),
-            work_s=work_s,
+            unqueued_s=seconds - self._queue_s - sum(visit.queue_s for visit in done),
+            is_local=all(hop.peer_id == self.order.driver for visit in done for hop in visit.hop.hops),
         )
+
+    async def _here(self, priority: Priority, work: Callable[[], R]) -> R:
+        """Compute on this node's engine, and note how long other work was before it."""
+        started = time.perf_counter()
+        result, work_s = await self.engine.run(priority, timed, work)
+        self._queue_s += time.perf_counter() - started - work_s
+        return result
 
     async def _forward(self, hidden: Tensor, start: int, stop: int) -> list[Visit]:
         """Bring hidden states [T, H] through stages `[start, stop)`."""

@@ -86,7 +86,7 @@ class SwarmRouter:
             found = route_again(holders, start, stop, cost=cost, avoid=excluded, counted_by=counted_by or {})
             if found is not None:
                 return found
-        raise self._nobody(holders, start, stop)
+        raise self._nobody([h for h in holders if h.peer_id not in avoid], holders, start, stop)
 
     def failed(self, error: PeerError) -> None:
         """Pass the peer over for a while."""
@@ -137,15 +137,16 @@ class SwarmRouter:
     def _remote(self, hops: tuple[Hop, ...]) -> RemoteHop:
         return RemoteHop(hops, self._transport, self._wire, self.times, self._deliveries)
 
-    def _nobody(self, holders: list[Holder], start: int, stop: int) -> NoReplica:
-        missing = tuple(s for s in missing_stages(holders, self._plan.num_stages) if start <= s < stop)
+    def _nobody(self, answering: list[Holder], holders: list[Holder], start: int, stop: int) -> NoReplica:
+        """Say which stages nobody holds, or if all are held, whose holders failed for this microbatch."""
         hint = "Training goes on by itself as soon as somebody brings them: `potluck join ADDRESS` on another machine."
-        if missing:
-            first, last = self._plan.ranges[missing[0]], self._plan.ranges[missing[-1]]
-            text = layers_text(first.start, last.stop)
-            return NoReplica(
-                f"Nobody in the swarm holds {text} of the model; training waits.", stages=missing, hint=hint
-            )
-        first, last = self._plan.ranges[start], self._plan.ranges[stop - 1]
-        text = f"No holder of {layers_text(first.start, last.stop)} answers; training waits."
-        return NoReplica(text, stages=tuple(range(start, stop)), hint=hint)
+        for among, words in (
+            (holders, "Nobody in the swarm holds {} of the model"),
+            (answering, "No holder of {} answers"),
+        ):
+            missing = tuple(s for s in missing_stages(among, self._plan.num_stages) if start <= s < stop)
+            if missing:
+                first, last = self._plan.ranges[missing[0]], self._plan.ranges[missing[-1]]
+                text = words.format(layers_text(first.start, last.stop))
+                return NoReplica(f"{text}; training waits.", stages=missing, hint=hint)
+        raise AssertionError("every stage has a holder that was not tried")
