@@ -29,18 +29,19 @@ def potluck(*arguments, env=None, timeout=120):
 class Node:
     """A node in the foreground of its own process group."""
 
-    def __init__(self, home: Path, *arguments, env=None, faults=()):
-        """Start; `faults` strike in the real daemon (`faults.daemon`)."""
+    def __init__(self, home: Path, *arguments, env=None, faults=(), program=("node",)):
+        """Start; `faults` strike in the real daemon (`faults.daemon`), and `program` may be another one around it."""
         self.home = home
         self.events = []
         self.errors = []
-        program = ["node"]
+        if program != ("node",):
+            env = {"PYTHONPATH": str(ROOT / "tests"), **(env or {})}
         if faults:
             file = home.with_name(f"{home.name}-faults.json")
             write_faults(file, faults)
-            program = ["faults.daemon", str(file)]
+            program = ("faults.daemon", file)
             env = {"PYTHONPATH": str(ROOT / "tests"), **(env or {})}
-        command = [sys.executable, "-m", *program, *map(str, arguments)]
+        command = [sys.executable, "-m", *map(str, (*program, *arguments))]
         command += ["--home", str(home), "--listen", "/ip4/127.0.0.1/tcp/0", "--threads", "1", "--log", "json"]
         self.child = subprocess.Popen(
             command,

@@ -1,0 +1,68 @@
+"""What real nodes send in a cut run on marked rows, as text and as tokens: nothing of them."""
+
+import json
+
+import pytest
+from leaks.marks import Leaks, marked_rows
+from transformers import AutoTokenizer
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+ROWS = marked_rows(5, 60)
+
+
+@pytest.fixture(scope="module")
+def leaks(smollm2):
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    return Leaks(ROWS, [tokenizer(row)["input_ids"] for row in ROWS])
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "marked.jsonl"
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in ROWS))
+    return path
+
+
+@pytest.fixture
+def run(random_model, recipe, rows, start, tmp_path):
+    """Start an owner of marked rows and a lender of the second stage; return both, and what the owner sends."""
+
+    def run(*options, name="anna"):
+        path = recipe(random_model(4), extra="  stages: 2\n")
+        sent = tmp_path / "sent.bin"
+        arguments = ("start", path, "--data", rows, "--stages", "0", "--name", name)
+        owner = start(tmp_path / "a", *arguments, program=("leaks.recorder", sent, *options))
+        lender = start(tmp_path / "b", "join", owner.address, "--lend", "--stages", "1")
+        return owner, lender, sent
+
+    return run
+
+
+def test_nothing_of_the_rows_leaves_the_machine(run, leaks):
+    owner, _, sent = run()
+    owner.wait_for(lambda n: len(n.shared_rounds()) >= 3, "three rounds")
+    status = json.dumps(owner.status())
+    assert owner.stop() == 0
+
+    data = sent.read_bytes()
+    assert b"anna" in data, "the announcement was recorded"
+    hidden_bytes = 3 * 192 * 64  # of the rounds, an eight-bit number each
+    assert len(data) > hidden_bytes, "and the hidden states were"
+    assert leaks.in_bytes(data) == []
+    for log in (json.dumps(owner.events), "".join(owner.errors), status):
+        assert leaks.in_bytes(log.encode()) == []
+    kept = [path for path in owner.home.rglob("*") if path.is_file()]
+    assert kept
+    for path in kept:
+        assert leaks.in_bytes(path.read_bytes()) == [], f"{path} goes to nobody, and has no reason to hold rows either"
+
+
+def test_a_row_in_an_announcement_would_be_found(run, leaks):
+    owner, _, sent = run(name=ROWS[0][:20])
+    owner.wait_for(lambda n: n.of("MicrobatchDone"), "a microbatch")
+    assert leaks.in_bytes(sent.read_bytes())
+
+
+def test_tokens_in_a_request_to_a_stage_would_be_found(run, leaks):
+    owner, _, sent = run("--send-tokens")
+    owner.wait_for(lambda n: leaks.in_bytes(sent.read_bytes()), "tokens in what was sent")
