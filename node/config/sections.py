@@ -87,12 +87,12 @@ class PotluckBlock(Section):
     """Name of the run, for people. Another name is another run."""
     stages: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """Parts that the model is cut into, of whole decoder layers; each node holds as many as fit, in a row. 1: every
-    node holds all layers. `auto`: the founder cuts so that one part takes about 1 GiB, and not at all if the model is
-    small."""
+    node holds all layers. `auto`: the founder leaves a model below 1 GiB whole, and cuts a larger one into 16 parts or
+    more of 1 GiB at most."""
     wire: Literal["star", "chain"] = "star"
     """How hidden states travel between parts: `star` sends them back to the data's owner after each part; `chain` lets
     the nodes hand them on to each other, which spares the owner's link. For one's own PCs."""
-    activations: Literal["none", "bf16", "int8", "lowbit"] = "int8"
+    activations: Literal["none", "bf16", "int8", "lowbit"] = "lowbit"
     """Hidden states on the wire: `none` as they are computed, `bf16`, `int8` in groups of 64, `lowbit` rotated, 6 bits
     there and 4 bits back."""
     on_bad_row: Literal["fail", "skip"] = "fail"
