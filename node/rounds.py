@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from node.averaging.gradient import GradientStrategy
 from node.averaging.round import Averager
 from node.averaging.strategy import AveragerSettings
-from node.core.events import EventBus, Fault
+from node.core.events import EventBus, WorkLost
 from node.core.lifecycle import Signal
 from node.core.progress import (
     leader,
@@ -132,7 +132,7 @@ class Rounds:
         """
         lost = await self._averager.adopt(states, standing, lineage)
         if lost:
-            self._events.emit(Fault(f"{lost} tokens of this node were in rounds that the swarm did not keep."))
+            self._events.emit(WorkLost(lost))
 
     async def reset(self) -> None:
         """Discard this node's sums, since some may be counted elsewhere too; drivers send what was in them again."""
@@ -192,13 +192,16 @@ class Rounds:
         peers = peers_of_one_state(view, mine, without=without)
         if len(peers) < max(2, self._averaging.min_replicas) and self._may_be_alone(alive):
             return
+        # also those that seem to be behind: what they announced may be old
+        called = (alive.keys() | self._still_counted(alive)) - without
+        if len(called) < self._averaging.min_replicas:
+            return
         if missing_stages(peers, self._num_stages):
             self._due_since = None  # training waits for whoever brings them
             return
         first = leader(view, mine, without=without)
         if first == self._me and time.monotonic() > self._not_before:
-            # also those that seem to be behind: what they announced may be old
-            self._lead((alive.keys() | self._still_counted(alive)) - without, alive)
+            self._lead(called, alive)
         elif first == self._me:
             self._due_since = None
         else:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Sequence
 
 from node.core.events import EventBus, PeerLost, PeerSeen
 from node.core.types import Peer, PeerId, SwarmView
-from node.host.home import RunFolder
+from node.host.home import KnownPeer, RunFolder
+from node.network.addresses import split_peer_id
 from node.network.dht import DhtMembership
 
 _REMEMBER_EVERY_S = 30.0
-_REDIAL_EVERY_S = 10.0
+_REDIAL_EVERY_S = 5.0
+_REDIALLED_AT_ONCE = 8
 
 
 class Heartbeat:
@@ -33,7 +36,7 @@ class Heartbeat:
             membership: Where this node announces itself.
             describe: Returns this node as it is now.
             folder: Where the peers met are remembered.
-            addresses: Peers to dial while this node sees nobody.
+            addresses: Peers to dial while this node does not see them, beside those that it has met.
             events: Told who came and who went.
         """
         self._membership = membership
@@ -44,7 +47,6 @@ class Heartbeat:
         self._names: dict[PeerId, str] = {}
         self._remembered_at = 0.0
         self._remembered: set[PeerId] = set()
-        self._redialled_at = time.monotonic()
         self._busy = asyncio.Lock()
         me = describe()
         self.view = SwarmView(me.peer_id, (me,))
@@ -59,7 +61,10 @@ class Heartbeat:
             return self.view
 
     async def run(self, *, every_s: float = 1.0) -> None:
-        """Beat until cancelled."""
+        """Beat until cancelled, and meanwhile look for those who were lost."""
+        await asyncio.gather(self._beat_on(every_s), self._redial())
+
+    async def _beat_on(self, every_s: float) -> None:
         while True:
             started = time.monotonic()
             await self.beat()
@@ -88,9 +93,33 @@ class Heartbeat:
             self._remembered_at, self._remembered = now, ids
             met = [(peer.peer_id, peer.addresses) for peer in others]
             await asyncio.to_thread(self._folder.remember_peers, met)
-        if not others and now - self._redialled_at > _REDIAL_EVERY_S:
-            self._redialled_at = now
-            known = [address for peer in self._folder.known_peers() for address in peer.addresses[:3]]
-            addresses = dict.fromkeys([*self._addresses, *known])
+
+    async def _redial(self) -> None:
+        """Dial lost peers again and again, whoever else is there.
+
+        A DHT forgets who does not answer. Halves of a swarm that a dead line has parted would each go on without ever
+        looking for the other.
+        """
+        while True:
+            await asyncio.sleep(_REDIAL_EVERY_S)
+            known = await asyncio.to_thread(self._folder.known_peers)
+            addresses = lost_addresses(known, self._addresses, self.view)
             if addresses:
                 await self._membership.meet(addresses, timeout_s=3.0)
+
+
+def lost_addresses(known: Sequence[KnownPeer], addresses: Sequence[str], view: SwarmView) -> tuple[str, ...]:
+    """Return what to dial to find lost peers again: a few of those met before that are not in the view.
+
+    Args:
+        known: Peers met before, latest first.
+        addresses: Others, such as the one that this node joined through.
+        view: Who is here.
+    """
+    here = {peer.peer_id for peer in view.peers}
+    lost = [peer for peer in known if peer.peer_id not in here]
+    # those lost last, since they may have gone together; and of the others not always the same
+    latest, others = lost[: _REDIALLED_AT_ONCE // 2], lost[_REDIALLED_AT_ONCE // 2 :]
+    chosen = [*latest, *random.sample(others, min(len(others), _REDIALLED_AT_ONCE // 2))]
+    given = [address for address in addresses if split_peer_id(address)[1] not in here]
+    return tuple(dict.fromkeys([*given[:2], *(a for peer in chosen for a in peer.addresses[:3])]))

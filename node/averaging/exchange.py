@@ -47,6 +47,11 @@ class Exchange:
     """This node's reduced spans by stage."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     bytes_sent: int = 0
+    opened_at: float = 0.0
+    """When the members were known, on the clock of `started_at`; 0 before."""
+    committed_at: float = 0.0
+    moved_at: dict[PeerId, float] = field(default_factory=dict)
+    """When a chunk last came from a peer or went to it."""
 
     def share_of(self, peer: PeerId) -> Share | None:
         """Return a member's share, or None."""
@@ -160,7 +165,8 @@ class Exchange:
         self.ended = True
         self.opened.set()
         if self.result is not None and not self.result.done():
-            self.result.cancel()
+            self.result.set_exception(PeerLost("the round is over"))
+            self.result.exception()  # nobody may be waiting for it
         current = asyncio.current_task()
         for task in tuple(self.tasks):
             if task is not current:
@@ -190,6 +196,17 @@ class Exchange:
 def as_text(bulk: Bulk) -> str:
     """Return a span's result as the machine carries it."""
     return result_text(bulk.digest.hex(), bulk.norm_sq)
+
+
+def refuse_sums(sealed: SealedStages) -> str:
+    """Return why this node's own sums must not go into a round, or '' if they may.
+
+    Whoever has NaN in the span that it reduces itself would otherwise spoil every round, and nobody could see who.
+    """
+    for stage, entry in sorted(sealed.by_stage.items()):
+        if reason := refuse(entry.gradient, entry.gradient.numel()):
+            return f"the gradient of stage {stage} is unusable: {reason}"
+    return ""
 
 
 def sum_of(sealed: Sequence[SealedStages], sizes: Mapping[int, int]) -> Sums:

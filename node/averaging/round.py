@@ -12,10 +12,11 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Collection, Mapping
 
-from node.averaging.exchange import Exchange, sum_of
+from node.averaging.exchange import Exchange, refuse_sums, sum_of
 from node.averaging.patience import Patience
 from node.averaging.strategy import AveragerSettings, Hook, SealedStages, Strategy, no_hook
 from node.averaging.streams import Streams
+from node.averaging.watch import Watch
 from node.core.errors import NodeError
 from node.core.events import EventBus, Fault, RoundFinished, RoundStarted
 from node.core.round_ledger import Ledger
@@ -52,8 +53,6 @@ from node.core.round_step import step, wake_at_s
 from node.core.types import PeerId, RoundResult, RoundStatus, Shard, Standing
 from node.network.rounds import PeerLost, RoundTransport
 from node.training.state import AdapterState
-
-_PING_EVERY_S = 0.5
 
 
 class Averager:
@@ -103,6 +102,7 @@ class Averager:
         self.dead: set[PeerId] = set()
         """Peers that refused a connection since somebody last looked."""
         self._streams = Streams(transport, feed=self._feed, spawn=self._spawn, refused=self.dead.add, hook=hook)
+        self._watch = Watch(transport, spawn=self._spawn, heard=self._patience.heard, gone=self._gone)
         self.tokens_given = 0
 
     # --- what the daemon sees --------------------------------------------------------------------------------
@@ -138,15 +138,16 @@ class Averager:
 
     def left_out(self) -> frozenset[PeerId]:
         """Return the peers that held up a round lately."""
-        return self._patience.left_out(time.monotonic())
+        return self._patience.left_out()
 
     def saw(self, alive: Mapping[PeerId, Shard]) -> None:
         """Note which peers may step and are alive, and what they hold, for the quorum."""
         self._feed(Saw(dict(alive)))
 
     def lead(self, members: Collection[PeerId], alive: Mapping[PeerId, Shard], *, budget_s: float) -> None:
-        """Call a round; how it ends comes as an event."""
-        plan = RoundPlan(frozenset(members), dict(alive), budget_s, answer_s=budget_s / 2)
+        """Call a round of at most `budget_s`, of less once these peers' times are known; its end comes as an event."""
+        budget = self._patience.budget(set(members) - {self._me}, ceiling_s=budget_s)
+        plan = RoundPlan(frozenset(members), dict(alive), budget.budget_s, answer_s=budget.answer_s)
         self._feed(Lead(f"{self._me[-12:]}.{self._state.standing.version}.{secrets.token_hex(6)}", plan))
 
     async def until_fallen_behind(self) -> None:
@@ -235,7 +236,7 @@ class Averager:
         if round not in self._streams.exchanges:
             exchange = Exchange(self._me, self._settings.codec, time.monotonic())
             self._streams.exchanges[round] = exchange
-            self._spawn(exchange.tasks, self._watch(exchange, round))
+            self._spawn(exchange.tasks, self._watch.run(lambda: self._waits_for(round), exchange.tasks))
 
     def _perform(self, effect: object) -> None:
         match effect:
@@ -251,6 +252,7 @@ class Averager:
             case Publish():
                 pass  # the streams that wait for the result were told when it was made
             case Apply(round, _, results):
+                self._streams.exchanges[round].committed_at = time.monotonic()
                 self._spawn(self._tasks, self._apply(round, results))
             case Discard():
                 self._discard()
@@ -287,7 +289,7 @@ class Averager:
         prepared = await self._strategy.prepare()
         weight, tokens = prepared.weight, prepared.tokens
         if prepared.sealed is not None:
-            self._keep(prepared.sealed)
+            await self._keep(prepared.sealed)
             pending = [entry.sum for entry in self._ledger.pending]
             weight, tokens = sum(s.weight for s in pending), sum(s.tokens for s in pending)
             if (exchange := self._streams.exchanges.get(round)) is not None:
@@ -296,14 +298,19 @@ class Averager:
             self._strategy.ended((), committed=False)
         self._feed(PrepareDone(round, weight, tokens, self._strategy.session, prepared.doubts))
 
-    def _keep(self, sealed: SealedStages) -> None:
-        if not sealed.is_empty:
+    async def _keep(self, sealed: SealedStages) -> str:
+        """Enter sums that were just sealed; return why they cannot be, and are let go, or ''."""
+        if reason := await asyncio.to_thread(refuse_sums, sealed):
+            self._events.emit(
+                Fault(f"{reason}. {sealed.tokens} tokens are left out.", "Is the learning rate too high?")
+            )
+        elif not sealed.is_empty:
             self._ledger = self._ledger.sealed(sealed, sealed.tokens)
+        return reason
 
     def _scatter(self, round: str, shares: tuple[Share, ...]) -> None:
         exchange = self._streams.open(round, shares)
-        members = tuple(share.peer_id for share in shares)
-        self._events.emit(RoundStarted(self._state.standing.version, members))
+        self._events.emit(RoundStarted(self._state.standing.version, tuple(share.peer_id for share in shares)))
         deadline_s = self._state.round.deadline_s if self._state.round else 0.0
         if exchange.sums is not None:
             self._scatter_sealed(round, exchange, deadline_s)
@@ -317,8 +324,11 @@ class Averager:
         except NodeError as error:
             self._feed(Broken(round, None, error.message))
             return
-        if before == self._num_discarded:  # else the round is over, and these are of a session that is over too
-            self._keep(sealed)
+        # else the round is over, and these are of a session that is over too
+        if before == self._num_discarded and (reason := await self._keep(sealed)):
+            self._discard()  # other stages hold the same microbatches: the drivers do them again
+            self._feed(Broken(round, None, reason))
+            return
         pending = [entry.sum for entry in self._ledger.pending]
         sums = await asyncio.to_thread(sum_of, pending, self._strategy.sizes)
         if not exchange.ended:
@@ -355,26 +365,22 @@ class Averager:
         self._discarding.add_done_callback(self._tasks.discard)
         self._discarding.add_done_callback(self._report)
 
-    async def _watch(self, exchange: Exchange, round: str) -> None:
-        """Notice within a second that somebody whom this round waits for has died."""
-        while (current := self._state.round) is not None and current.id == round:
-            others = current.members | current.called if current.leader == self._me else {current.leader}
-            for peer in others - {self._me} - current.dead - current.failed:
-                self._spawn(exchange.tasks, self._ping(peer))
-            await asyncio.sleep(_PING_EVERY_S)
+    def _waits_for(self, round: str) -> frozenset[PeerId] | None:
+        """Return whom this node's round waits for, or None when that round is over."""
+        if (current := self._state.round) is None or current.id != round:
+            return None
+        others = current.members | current.called if current.leader == self._me else frozenset({current.leader})
+        return others - {self._me} - current.dead - current.failed
 
-    async def _ping(self, peer: PeerId) -> None:
-        try:
-            await self._transport.ping(peer)
-        except PeerLost as error:
-            if error.is_refused:
-                self.dead.add(peer)
-                self._feed(Lost(peer, refused=True))
+    def _gone(self, peer: PeerId) -> None:
+        self.dead.add(peer)
+        self._feed(Lost(peer, refused=True))
 
     def _end(self, ended: Ended) -> None:
         exchange = self._streams.exchanges.get(ended.round)
         seconds = time.monotonic() - exchange.started_at if exchange is not None else 0.0
-        self._patience.lost_with(ended.culprits - {self._me}, time.monotonic())
+        if exchange is not None:
+            self._patience.ended(ended, exchange, me=self._me)
         self.dead |= ended.dead
         version = self._state.standing.version - (ended.status is not RoundStatus.DROPPED)
         members = tuple(sorted(ended.members))

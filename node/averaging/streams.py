@@ -14,6 +14,7 @@ from node.core.types import PeerId
 from node.network.rounds import Bulk, Parts, PeerLost, RoundTransport
 
 _OPEN_WAIT_S = 60.0
+_AFTER_DEADLINE_S = 1.0
 
 
 class Streams:
@@ -49,7 +50,7 @@ class Streams:
         for id in [id for id in self.exchanges if id != round]:
             self.forget(id)
         exchange = self.exchanges[round]
-        exchange.shares = shares
+        exchange.shares, exchange.opened_at = shares, time.monotonic()
         exchange.result = asyncio.get_running_loop().create_future()
         exchange.opened.set()
         return exchange
@@ -64,9 +65,16 @@ class Streams:
         try:
             parts = await asyncio.to_thread(exchange.parts_for, share)
             exchange.bytes_sent += sum(len(part) for part in parts.parts)
-            budget_s = max(1.0, deadline_s - time.monotonic())
-            sizes = exchange.result_sizes(share)
-            bulks = await self._transport.exchange(share.peer_id, round, parts, result_bytes=sizes, timeout_s=budget_s)
+            # the machine's own deadline comes first, since it knows for whom the round waits
+            budget_s = max(0.0, deadline_s - time.monotonic()) + _AFTER_DEADLINE_S
+            bulks = await self._transport.exchange(
+                share.peer_id,
+                round,
+                parts,
+                result_bytes=exchange.result_sizes(share),
+                timeout_s=budget_s,
+                moved=lambda: self.moved(round, share.peer_id),
+            )
             await self._hook("while gathering")
             results = await asyncio.to_thread(exchange.take_spans, share, bulks)
         except PeerLost as error:
@@ -75,6 +83,9 @@ class Streams:
             suspect = share.peer_id if error.is_to_blame else None
             self._feed(Broken(round, suspect, f"the exchange with …{share.peer_id[-6:]} failed: {error}"))
             return
+        except Exception as error:  # a bug here must not let the others wait for the deadline
+            self._feed(Broken(round, None, f"a bug in this node: {error!r}"))
+            raise
         self._feed(SpanIn(round, share.peer_id, results))
 
     async def expect_parts(self, round: str, sender: PeerId) -> tuple[int, ...]:
@@ -86,6 +97,11 @@ class Streams:
         if not exchange.shares:
             raise PeerLost("that round is over")
         return exchange.part_sizes(sender)
+
+    def moved(self, round: str, peer: PeerId) -> None:
+        """Note that a chunk came or went: the peer is slow at most."""
+        if (exchange := self.exchanges.get(round)) is not None:
+            exchange.moved_at[peer] = time.monotonic()
 
     async def take_parts(self, round: str, sender: PeerId, parts: Parts) -> tuple[Bulk, ...]:
         """Take in a member's parts, wait for the reduced spans, and return those that it has to know."""
@@ -113,6 +129,9 @@ class Streams:
         except PeerLost as error:
             self._feed(Broken(round, None, str(error)))
             return
+        except Exception as error:
+            self._feed(Broken(round, None, f"a bug in this node: {error!r}"))
+            raise
         if exchange.result is not None and not exchange.result.done():
             exchange.result.set_result(reduced)
         self._feed(Reduced(round, results))

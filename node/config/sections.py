@@ -68,7 +68,8 @@ class Averaging(Section):
     compression: Literal["none", "bf16"] = "none"
     """Numbers on the wire: `none` sends fp32, `bf16` half the bytes."""
     round_timeout_s: Annotated[float, Field(ge=1, le=3600)] = 30.0
-    """Seconds after which a round that has not committed is dropped."""
+    """Seconds after which a round that has not committed is dropped, at the latest: once it is known how long rounds
+    with these peers take, they are given that and some more."""
     min_replicas: Annotated[int, Field(ge=1, le=1000)] = 1
     """Nodes that must take part in a round; 1 lets a node that is alone train alone."""
 

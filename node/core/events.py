@@ -126,6 +126,14 @@ class AdapterSynced(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class WorkLost(Event):
+    """This node follows another lineage, in which some of what it had brought to rounds is missing for good."""
+
+    tokens: int
+    """Of this node's own data."""
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointSaved(Event):
     """A checkpoint is on disk, synced."""
 

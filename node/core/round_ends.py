@@ -52,6 +52,8 @@ def drop(
     reason: str,
     *,
     culprits: frozenset[PeerId] = frozenset(),
+    late: frozenset[PeerId] = frozenset(),
+    unsure: frozenset[PeerId] = frozenset(),
     knowledge: Knowledge | None = Knowledge.DROPPED,
 ) -> Step:
     """End the current round without a commit; a leader tells everybody whom it called.
@@ -60,6 +62,8 @@ def drop(
         state: In a round that is not committed.
         reason: For the person.
         culprits: Who kept it from committing, as far as can be told.
+        late: Whose parts were missing here when time ran out.
+        unsure: Who may be at fault, or somebody else.
         knowledge: What to tell those who ask later; None to remember nothing.
     """
     round = state.round
@@ -78,7 +82,10 @@ def drop(
             round.members,
             tokens=0,
             reason=reason,
-            culprits=culprits | round.stalled,
+            culprits=culprits,
+            stalled=round.stalled,
+            late=late,
+            unsure=unsure,
             dead=round.dead,
             is_in_doubt=in_doubt,
             shares=round.shares,
@@ -149,7 +156,7 @@ def applied(state: RoundState, event: Applied) -> Step:
         status,
         round.members,
         round.tokens,
-        culprits=round.stalled,
+        stalled=round.stalled,
         dead=round.dead,
         shares=round.shares,
     )

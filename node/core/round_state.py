@@ -359,7 +359,14 @@ class Ended:
     tokens: int
     reason: str = ""
     culprits: frozenset[PeerId] = frozenset()
-    """Who kept it from committing, as far as can be told: to be left out for some rounds."""
+    """Who kept it from committing by what it sent or broke off: to be left out for some rounds."""
+    stalled: frozenset[PeerId] = frozenset()
+    """Who was called, could be reached, and had not answered in time: slow, or hanging."""
+    late: frozenset[PeerId] = frozenset()
+    """When time ran out: whose parts were missing here."""
+    unsure: frozenset[PeerId] = frozenset()
+    """Who may be at fault, or somebody else: when time ran out and all parts were here, whose result or vote was
+    missing, for want of a part perhaps; or whom another member accuses."""
     dead: frozenset[PeerId] = frozenset()
     """Who refused the connection."""
     is_in_doubt: bool = False

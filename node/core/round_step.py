@@ -183,7 +183,8 @@ def _receive_fail(state: RoundState, sender: PeerId, fail: Fail, now_s: float) -
     if sender not in round.members:
         return state, ()
     suspects = frozenset() if fail.suspect is None else frozenset({fail.suspect})
-    return drop(state, fail.reason, culprits=(suspects & round.members) - {state.me})
+    # one's word against another's: the fault may as well be in the memory of the one who complains
+    return drop(state, fail.reason, unsure=(suspects & round.members) - {state.me})
 
 
 def _receive_verdict(state: RoundState, sender: PeerId, verdict: Verdict) -> Step:
@@ -293,20 +294,21 @@ def _tick(state: RoundState, now_s: float) -> Step:
         return try_open(state, now_s) if state.phase is Phase.CALLING else (state, ())
     if state.phase is Phase.DOUBTING:
         return drop(state, "the leader is silent and nobody knows the verdict", knowledge=Knowledge.GAVE_UP)
-    if round.leader == state.me:
-        return drop(state, "the round was not finished in time", culprits=_late(state))
-    if state.phase is Phase.VOTED:
+    if state.phase is Phase.VOTED and round.leader != state.me:
         return _doubt(state, now_s)
-    return drop(state, "the round was not finished in time", culprits=_late(state))
+    return _drop_late(state)
 
 
-def _late(state: RoundState) -> frozenset[PeerId]:
-    """Guess who holds the round up: whose part is missing here; else whose result; else who did not vote."""
+def _drop_late(state: RoundState) -> Step:
+    """Time ran out. Whose part is missing here is late; else it may be whose result is missing; else who did not vote.
+
+    A leader that has not opened the round in time waits for itself, and for nobody else.
+    """
     round = state.round
     assert round is not None
+    reason = "the round was not finished in time"
     others, near = round.members - {state.me}, waits_for(round, state)
-    owners = {owner for _, owner in round.spans}
-    for missing in (near - round.parts, near - owners, others - round.votes.keys()):
-        if missing:
-            return missing
-    return frozenset()
+    if late := near - round.parts:
+        return drop(state, reason, late=late)
+    results_missing = near - {owner for _, owner in round.spans}
+    return drop(state, reason, unsure=results_missing or others - round.votes.keys())

@@ -127,9 +127,10 @@ class DhtMembership:
         return True
 
     async def _dial_new(self, peers: Iterable[Peer]) -> None:
-        """Connect to peers seen for the first time, so that a round never waits for a search."""
-        known = self._dialled | {self._running.peer_id}
-        new: Sequence[Peer] = [peer for peer in peers if peer.peer_id not in known]
+        """Connect to peers that were not here before, so that a round never waits for a search."""
+        here = [peer for peer in peers if peer.peer_id != self._running.peer_id]
+        self._dialled &= {peer.peer_id for peer in here}  # who was lost and is found may have been forgotten by libp2p
+        new: Sequence[Peer] = [peer for peer in here if peer.peer_id not in self._dialled]
         for peer in new:
             self._dialled.add(peer.peer_id)
         addresses = [address for peer in new for address in peer.addresses[:4]]

@@ -80,6 +80,9 @@ class BulkHandler(Protocol):
             PeerLost: the round is not one that this peer is in with that sender.
         """
 
+    def moved(self, round: str, peer: PeerId) -> None:
+        """Note that a chunk of this round came from a peer or went to it."""
+
     async def take_parts(self, round: str, sender: PeerId, parts: Parts) -> tuple[Bulk, ...]:
         """Take in a member's parts, wait for the reduced spans, and return them.
 
@@ -136,9 +139,16 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
         await self._call(peer, wire)
 
     async def exchange(
-        self, peer: PeerId, round: str, parts: Parts, *, result_bytes: Sequence[int], timeout_s: float
+        self,
+        peer: PeerId,
+        round: str,
+        parts: Parts,
+        *,
+        result_bytes: Sequence[int],
+        timeout_s: float,
+        moved: Callable[[], None] = lambda: None,
     ) -> tuple[Bulk, ...]:
-        """Send the parts of a peer's spans, and return the reduced spans.
+        """Send the parts of a peer's spans, and return the reduced spans; `moved` is called with each chunk.
 
         Raises:
             PeerLost: the peer broke off, was too slow, or sent something else than announced.
@@ -153,12 +163,12 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
                 checksums = []
                 for part in parts.parts:
                     checksum = _Checksum()
-                    await write_bulk(writer, memoryview(part), checksum.update)
+                    await write_bulk(writer, memoryview(part), _both(checksum.update, moved))
                     checksums.append(checksum.digest())
                 num_bytes = sum(len(part) for part in parts.parts)
                 write_frame(writer, round_pb2.RoundPartEnd(num_bytes=num_bytes, digests=checksums))
                 await writer.drain()
-                return await _read(reader, result_bytes, hashlib.sha256, has_norms=True)
+                return await _read(reader, result_bytes, hashlib.sha256, moved, has_norms=True)
         except TimeoutError:
             raise PeerLost("it did not finish in time", is_to_blame=True) from None
         except (*PEER_FAILED, Malformed) as error:
@@ -205,11 +215,15 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
         expected = await handler.expect_parts(round, sender)
         if len(header.weights) != len(expected) or any(weight >= _MAX_WEIGHT for weight in header.weights):
             raise Malformed("the parts' weights are not in order")
-        parts = await _read(reader, expected, _Checksum, has_norms=False)
+
+        def moved() -> None:
+            handler.moved(round, sender)
+
+        parts = await _read(reader, expected, _Checksum, moved, has_norms=False)
         taken = Parts(tuple(header.weights), tuple(part.data for part in parts))
         results = await handler.take_parts(round, sender, taken)
         for result in results:
-            await write_bulk(writer, memoryview(result.data))
+            await write_bulk(writer, memoryview(result.data), lambda _: moved())
         end = round_pb2.RoundPartEnd(
             num_bytes=sum(len(result.data) for result in results),
             digests=[result.digest for result in results],
@@ -259,14 +273,27 @@ class _Checksum:
         return self._value.to_bytes(4, "big")
 
 
+def _both(update: Callable[[memoryview], None], moved: Callable[[], None]) -> Callable[[memoryview], None]:
+    def note(chunk: memoryview) -> None:
+        update(chunk)
+        moved()
+
+    return note
+
+
 async def _read(
-    reader: asyncio.StreamReader, expected: Sequence[int], make_digest: Callable[[], _Digest], *, has_norms: bool
+    reader: asyncio.StreamReader,
+    expected: Sequence[int],
+    make_digest: Callable[[], _Digest],
+    moved: Callable[[], None],
+    *,
+    has_norms: bool,
 ) -> tuple[Bulk, ...]:
     """Read one piece a span, of `expected` bytes each, and their end; anything else is a violation."""
     pieces, digests = [], []
     for num_bytes in expected:
         digest = make_digest()
-        pieces.append(await read_bulk(reader, num_bytes, digest.update))
+        pieces.append(await read_bulk(reader, num_bytes, _both(digest.update, moved)))
         digests.append(digest.digest())
     end = round_pb2.RoundPartEnd()
     await asyncio.wait_for(read_frame(reader, end, max_bytes=_MAX_FRAME_BYTES), CHUNK_S)

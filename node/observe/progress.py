@@ -29,6 +29,7 @@ from node.core.events import (
     StagesMissing,
     StateChanged,
     Stepped,
+    WorkLost,
 )
 from node.core.types import RoundStatus
 from node.observe.status import human_layers, human_peers, human_seconds, perplexity
@@ -77,6 +78,8 @@ def headline(event: Event) -> str | None:
             return f"held-out loss {loss:.3f} (perplexity {perplexity(loss):.1f}) at step {version}, {labels} tokens"
         case RoundFinished(result) if result.status is RoundStatus.DROPPED:
             return f"round for step {result.version + 1} dropped, nothing lost: {result.reason}"
+        case WorkLost(tokens):
+            return f"{tokens} tokens of this node were in rounds that the swarm did not keep"
         case CheckpointSaved(version, seconds, size) if seconds > 2:
             return f"saved step {version} ({size / 1e6:.0f} MB in {seconds:.1f} s)"
         case Fault(what, hint):

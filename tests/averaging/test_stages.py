@@ -221,7 +221,7 @@ async def test_a_dropped_round_costs_no_sum_and_the_next_one_brings_it(tmp_path)
         assert not any(m.work.is_held for m in members), "everybody goes on after a dropped round"
         spoiler.strategy.seal = seal
         for member in members:
-            member.averager._patience._until.clear()
+            member.averager._patience.forgive()
             member.count(generator, 1)
             member.work.labels = member.work.tokens = 4
         brought = [
@@ -243,6 +243,26 @@ async def test_a_dropped_round_costs_no_sum_and_the_next_one_brings_it(tmp_path)
             for member in members:
                 if stage in member.adapters:
                     torch.testing.assert_close(member.adapters[stage].values, adapter.values, rtol=1e-5, atol=1e-6)
+
+
+async def test_sums_that_hold_nan_are_discarded_by_their_holder_and_the_next_round_commits(tmp_path):
+    generator = torch.Generator().manual_seed(12)
+    async with AsyncExitStack() as stack:
+        members = await swarm(tmp_path, stack, DOUBLED, 2)
+        for member in members:
+            member.count(generator, 2)
+            member.work.labels = member.work.tokens = 2
+        diverged = members[-1]
+        (adapter,) = diverged.adapters.values()
+        adapter.gradients[7] = float("nan")
+
+        results = await one_round(members)
+
+        assert {r.status for r in results} == {RoundStatus.DROPPED}
+        assert diverged.work.session == "01", "who drives through it does its microbatches again"
+        assert not any(member.averager.left_out() for member in members)
+        assert {r.status for r in await one_round(members)} == {RoundStatus.COMMITTED}
+        assert all(bool(a.values.isfinite().all()) for m in members for a in m.adapters.values())
 
 
 async def test_a_stage_that_nobody_brings_keeps_the_round_from_opening(tmp_path):

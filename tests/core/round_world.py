@@ -175,7 +175,9 @@ class World:
                 self.run_on(node, self.rng.choice((0.0, 0.05, 0.2)), self.apply, node, round, shares, digest)
             case Ended():
                 node.rounds.append((self.now, effect))
-                node.shunned.update(dict.fromkeys(effect.culprits, self.now + VIEW_S))
+                node.shunned.update(
+                    dict.fromkeys(effect.culprits | effect.late | effect.unsure | effect.stalled, self.now + VIEW_S)
+                )
                 for peer in effect.dead:
                     node.heard.pop(peer, None)
             case FellBehind(peer, _):

@@ -29,8 +29,11 @@ def potluck(*arguments, env=None, timeout=120):
 class Node:
     """A node in the foreground of its own process group."""
 
-    def __init__(self, home: Path, *arguments, env=None, faults=(), program=("node",)):
-        """Start; `faults` strike in the real daemon (`faults.daemon`), and `program` may be another one around it."""
+    def __init__(self, home: Path, *arguments, env=None, faults=(), program=("node",), ip="127.0.0.1", inside=()):
+        """Start; `faults` strike in the real daemon (`faults.daemon`), and `program` may be another one around it.
+
+        `inside` stands before the command, such as what enters a network namespace, in which the node listens at `ip`.
+        """
         self.home = home
         self.events = []
         self.errors = []
@@ -41,8 +44,8 @@ class Node:
             write_faults(file, faults)
             program = ("faults.daemon", file)
             env = {"PYTHONPATH": str(ROOT / "tests"), **(env or {})}
-        command = [sys.executable, "-m", *map(str, (*program, *arguments))]
-        command += ["--home", str(home), "--listen", "/ip4/127.0.0.1/tcp/0", "--threads", "1", "--log", "json"]
+        command = [*inside, sys.executable, "-m", *map(str, (*program, *arguments))]
+        command += ["--home", str(home), "--listen", f"/ip4/{ip}/tcp/0", "--threads", "1", "--log", "json"]
         self.child = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-Action = Literal["fail", "delay", "repeat", "truncate", "corrupt", "nan", "kill", "exit", "stop"]
+Action = Literal["fail", "delay", "repeat", "truncate", "corrupt", "nan", "change", "kill", "exit", "stop"]
 """
 fail      raise `OSError(code)`, or `error` if there is one
 delay     wait `seconds` (a coroutine sleeps on its loop; a thread blocks); `seconds=1e9` is a stall
@@ -17,6 +17,7 @@ repeat    do the step twice; the second one's result counts
 truncate  the second half of the first bytes, text or tensor in the step's data is gone
 corrupt   one bit of it is flipped (one character of a text, one element of a tensor)
 nan       one element of the first tensor is NaN
+change    `change` makes something else of the step's `argument`, or of its result
 kill      SIGKILL to the own process
 exit      `os._exit`: no handler and no `finally` runs, but the kernel closes files in order
 stop      SIGSTOP to the own process
@@ -43,6 +44,8 @@ class Fault:
     """Which positional argument is damaged; None: the first that holds bytes, a text or a tensor."""
     error: Callable[[], BaseException] | None = field(default=None, metadata={"in_process": True})
     """Makes the error of `fail` (in a process only)."""
+    change: Callable[[Any], Any] | None = field(default=None, metadata={"in_process": True})
+    """Returns what is handed on instead (in a process only)."""
     where: Callable[[Any], bool] | None = field(default=None, metadata={"in_process": True})
     """Strikes, and counts, for this object alone: it is given the method's `self` (in a process only)."""
 
@@ -68,7 +71,7 @@ _FILE = TypeAdapter(list[_Stored])
 
 def write_faults(path: Path, faults: Sequence[Fault]) -> None:
     """Write faults for a daemon."""
-    assert not any(fault.where or fault.error for fault in faults), "a function cannot go into a file"
+    assert not any(fault.where or fault.error or fault.change for fault in faults), "a function cannot go into a file"
     names = _Stored.__dataclass_fields__
     path.write_bytes(_FILE.dump_json([_Stored(**{name: getattr(fault, name) for name in names}) for fault in faults]))
 

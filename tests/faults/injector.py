@@ -139,6 +139,11 @@ def strike(fault: Fault) -> None:
 def before(fault: Fault, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Strike before a step, and return the arguments that it gets."""
     strike(fault)
+    if fault.action == "change":
+        assert fault.change is not None
+        assert fault.argument is not None
+        changed = fault.change(arguments[fault.argument])
+        return (*arguments[: fault.argument], changed, *arguments[fault.argument + 1 :])
     if fault.action not in ("truncate", "corrupt", "nan"):
         return arguments
     if fault.argument is not None:
@@ -153,6 +158,9 @@ def before(fault: Fault, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 def after(fault: Fault, result: Any) -> Any:
     """Strike after a step, and return the result that its caller gets."""
     strike(fault)
+    if fault.action == "change":
+        assert fault.change is not None
+        return fault.change(result)
     if fault.action not in ("truncate", "corrupt", "nan"):
         return result
     new, found = damaged(result, fault.action)

@@ -172,7 +172,7 @@ class Reducer:
     """Answers every part with its own bytes backwards."""
 
     def __init__(self):
-        self.words, self.parts, self.lies = [], [], ""
+        self.words, self.parts, self.moves, self.lies = [], [], [], ""
 
     def received(self, sender, message):
         self.words.append((sender, message))
@@ -181,6 +181,9 @@ class Reducer:
         if round != "r.1":
             raise PeerLost("I am not in that round")
         return (600_000, 1_000)
+
+    def moved(self, round, peer):
+        self.moves.append((round, peer))
 
     async def take_parts(self, round, sender, parts):
         self.parts.append((sender, parts.weights, [bytes(part) for part in parts.parts]))
@@ -216,6 +219,7 @@ async def test_bulk_goes_there_and_back_and_every_irregularity_is_a_lost_peer(tm
         assert [result.digest for result in results] == [digest_of(part[::-1]), digest_of(other[::-1])]
         assert [result.norm_sq for result in results] == [2.5, 3.5]
         assert reducer.parts == [(here.peer_id, (7, 8), [part, other])]
+        assert reducer.moves == [("r.1", here.peer_id)] * 2 * 11, "each chunk of 64 KiB, there and back"
 
         await mine.send(there.peer_id, WORDS[0])
         assert reducer.words == [(here.peer_id, WORDS[0])]
