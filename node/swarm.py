@@ -6,7 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from node.core.events import EventBus, PeerLost, PeerSeen
+from node.core.errors import OutOfDisk
+from node.core.events import EventBus, Fault, PeerLost, PeerSeen
 from node.core.types import Peer, PeerId, SwarmView
 from node.host.home import RunFolder
 from node.network.dht import DhtMembership
@@ -87,7 +88,10 @@ class Heartbeat:
         if others and (ids - self._remembered or now - self._remembered_at > _REMEMBER_EVERY_S):
             self._remembered_at, self._remembered = now, ids
             met = [(peer.peer_id, peer.addresses) for peer in others]
-            await asyncio.to_thread(self._folder.remember_peers, met)
+            try:
+                await asyncio.to_thread(self._folder.remember_peers, met)
+            except OutOfDisk as error:  # a worse start later is no reason to end now
+                self._events.emit(Fault(error.message, error.hint))
         if not others and now - self._redialled_at > _REDIAL_EVERY_S:
             self._redialled_at = now
             known = [address for peer in self._folder.known_peers() for address in peer.addresses[:3]]

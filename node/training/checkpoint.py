@@ -137,6 +137,13 @@ class CheckpointStore:
         self._prune()
         return size
 
+    def free_bytes(self) -> int:
+        """Return the free space of the store's disk; 0 if it cannot be read."""
+        try:
+            return shutil.disk_usage(self.folder).free
+        except OSError:
+            return 0
+
     def load_latest(self, fingerprint: str) -> Checkpoint | None:
         """Return the newest generation that is whole, or None if nothing was ever saved here.
 
