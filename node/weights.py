@@ -171,6 +171,8 @@ async def ensure_weights(base: BaseWeights, running: RunningP2P, peers: Peers, s
         await fetch_small_files(running, peers(), base.fingerprint, into, local=base.folder)
         if base.folder != base.fetched:
             await asyncio.to_thread(_adopt, base.folder, into, needed)
+        if damaged := await asyncio.to_thread(into.drop_damaged, needed):
+            say(f"{len(damaged)} of the base model's tensors here are damaged, and fetched again. Check the disk.")
         missing = needed - await asyncio.to_thread(into.held)
         if not missing:
             return into.folder

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
 import re
 import secrets
 import shutil
@@ -23,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from node.core.errors import ConfigError, OutOfDisk
+from node.core.files import room_text, sync
 from node.model.spec import LoraSpec
 
 _PREFIX = "base_model.model."
@@ -80,6 +80,7 @@ def write_adapter(
     """
     folder = folder.absolute()
     keep_old = _check_target(folder, force=force)
+    _remove_leftovers(folder)
     scratch = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
     try:
         scratch.mkdir(parents=True)
@@ -91,6 +92,20 @@ def write_adapter(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return size
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what exports to this folder have left beside it that were killed: half a new one, or our old one."""
+    scratch = re.compile(re.escape(f".{folder.name}-") + "[0-9a-f]{16}")
+    replaced = re.compile(re.escape(f"{folder.name}.replaced-") + "[0-9a-f]{8}")
+    try:
+        beside = list(folder.parent.iterdir())
+    except OSError:
+        return
+    for path in beside:
+        # the old one goes only when there is a new one in its place
+        if scratch.fullmatch(path.name) or (replaced.fullmatch(path.name) and folder.exists() and _is_ours(path)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def target_modules(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -151,8 +166,8 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], lora: LoraSpec, base_mod
     config.save_pretrained(folder)
     (folder / _CARD).write_text(_render_card(modules, lora, base_model, card), encoding="utf-8")
     for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
+        sync(path)
+    sync(folder)
 
 
 def _swap(scratch: Path, folder: Path, *, keep_old: bool) -> None:
@@ -161,7 +176,7 @@ def _swap(scratch: Path, folder: Path, *, keep_old: bool) -> None:
     if folder.exists():
         folder.rename(old)
     scratch.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     if not keep_old:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -215,21 +230,9 @@ def _versions() -> list[tuple[str, str]]:
     return found
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _explain(error: OSError, folder: Path, tensors: Mapping[str, Tensor]) -> ConfigError | OutOfDisk:
-    needed = sum(t.numel() * t.element_size() for t in tensors.values()) / 2**20
+    needed = sum(t.numel() * t.element_size() for t in tensors.values())
+    what = f"Cannot export to {folder}: {error.strerror or error}. {room_text(folder.parent, needed)}"
     if error.errno in _DISK_ERRORS:
-        return OutOfDisk(
-            f"Cannot export to {folder}: {error.strerror}. It needs {needed:.1f} MiB.",
-            hint="Make room there, or give another --output.",
-        )
-    return ConfigError(
-        f"Cannot export to {folder}: {error.strerror or error}.", hint="Give an --output that can be written."
-    )
+        return OutOfDisk(what, hint="Make room there, or give another --output.")
+    return ConfigError(what, hint="Give an --output that can be written.")

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from node.core.errors import OutOfDisk, UnsupportedModel
+from node.core.files import sync
 from node.model.families import check_supported
 from node.model.gguf_tensors import GgufTable, GgufTensor, read_table, read_values
 from node.model.weights import write_bf16
@@ -56,6 +57,8 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     config.dtype = torch.bfloat16
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     _refuse_full_disk(folder.parent, sum(math.prod(shape) for shape in shapes.values()) * torch.bfloat16.itemsize)
+    for leftover in folder.parent.glob(f".{folder.name}-*"):  # of a conversion that was killed: it has a model's size
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         config.save_pretrained(temporary)
@@ -63,10 +66,10 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(temporary)
         write_bf16(temporary / "model.safetensors", shapes, _values(gguf, tensors, processor))
         for file in temporary.iterdir():
-            _sync(file)
-        _sync(temporary)
+            sync(file)
+        sync(temporary)
         os.replace(temporary, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except OSError as error:
         raise OutOfDisk(f"Cannot write to {folder.parent}: {error}.", hint="Make room there.") from error
     finally:
@@ -120,11 +123,3 @@ def _refuse_full_disk(folder: Path, num_bytes: int) -> None:
             f"The model of the GGUF file has {num_bytes >> 20} MiB in bf16, and {free >> 20} MiB are free at {folder}.",
             hint="Make room there, or use the model's folder with safetensors files.",
         )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from node.core.errors import OutOfDisk, WeightsMissing
+from node.core.files import sync, write_whole
 from node.model.weights import TensorEntry, blocks_of, named_files, read_header
 from node.trust.manifest import Manifest, TensorFacts, tensor_hash
 
@@ -137,6 +139,22 @@ class FetchedFolder(ModelStore):
         self._files[name] = True
         return True
 
+    def drop_damaged(self, names: Iterable[str]) -> list[str]:
+        """Read the tensors that are here and remove those that are not the founder's any more; return their names.
+
+        Every start does so: a disk that rots changes neither size nor time of a file.
+
+        Raises:
+            OutOfDisk: one cannot be removed.
+        """
+        damaged = [name for name in sorted(self.held() & frozenset(names)) if not self.is_right(name)]
+        for name in damaged:
+            try:
+                self._file_of(name).unlink()
+            except OSError as error:
+                raise _disk(self.folder, error) from error
+        return damaged
+
     def begin(self, name: str) -> TensorPart:
         """Go on with a tensor from where it was broken off, or begin it.
 
@@ -157,9 +175,7 @@ class FetchedFolder(ModelStore):
             self.folder.mkdir(parents=True, exist_ok=True)
             if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
                 return
-            temporary = path.with_name(name + _PART)
-            temporary.write_bytes(data)
-            temporary.replace(path)
+            write_whole(path, data)
         except OSError as error:
             raise _disk(self.folder, error) from error
 
@@ -214,6 +230,7 @@ class TensorPart:
         try:
             os.fsync(self._file.fileno())
             self._temporary.replace(self._path)
+            sync(self._path.parent)
         except OSError as error:
             raise _disk(self._path.parent, error) from error
         return True
