@@ -258,11 +258,11 @@ def _refuse_full_disk(folder: Path, manifest: Manifest, missing: frozenset[str])
 @asynccontextmanager
 async def _alone_with(folder: Path, say: Say) -> AsyncIterator[None]:
     """Let one process at a time fill the folder: nodes of one machine share it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_suffix(".lock"))
     has_said = False
     while True:
         try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
             break
         except Timeout:
@@ -270,6 +270,10 @@ async def _alone_with(folder: Path, say: Say) -> AsyncIterator[None]:
                 say("Another node on this machine is fetching the base model; waiting for it.")
                 has_said = True
             await asyncio.sleep(0.5)
+        except OSError as error:
+            raise OutOfDisk(
+                f"Cannot write to {folder.parent}: {error.strerror or error}.", hint="Make room there."
+            ) from error
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ The folder appears whole or not at all, and nothing in it tells of this machine 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -80,7 +81,7 @@ def write_adapter(
     """
     folder = folder.absolute()
     keep_old = _check_target(folder, force=force)
-    _remove_leftovers(folder)
+    _recover(folder)
     scratch = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
     try:
         scratch.mkdir(parents=True)
@@ -94,18 +95,16 @@ def write_adapter(
     return size
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what exports to this folder have left beside it that were killed: half a new one, or our old one."""
-    scratch = re.compile(re.escape(f".{folder.name}-") + "[0-9a-f]{16}")
-    replaced = re.compile(re.escape(f"{folder.name}.replaced-") + "[0-9a-f]{8}")
-    try:
-        beside = list(folder.parent.iterdir())
-    except OSError:
-        return
-    for path in beside:
-        # the old one goes only when there is a new one in its place
-        if scratch.fullmatch(path.name) or (replaced.fullmatch(path.name) and folder.exists() and _is_ours(path)):
-            shutil.rmtree(path, ignore_errors=True)
+def _recover(folder: Path) -> None:
+    """Clean up after exports to this folder that were killed: half a new one goes, and our old one comes back."""
+    leftover = re.compile(re.escape(f".{folder.name}-") + "(old-)?[0-9a-f]{16}")
+    with contextlib.suppress(OSError):
+        found = [path for path in folder.parent.iterdir() if leftover.fullmatch(path.name)]
+        for path in found:
+            if not folder.exists() and _is_ours(path):  # nothing else has the name: it was cut off between two renames
+                path.rename(folder)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def target_modules(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -172,10 +171,16 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], lora: LoraSpec, base_mod
 
 def _swap(scratch: Path, folder: Path, *, keep_old: bool) -> None:
     """Put `scratch` in the place of `folder`, which may exist."""
-    old = folder.with_name(f"{folder.name}.replaced-{secrets.token_hex(4)}")
+    mark = secrets.token_hex(8)
+    old = folder.with_name(f"{folder.name}.replaced-{mark}" if keep_old else f".{folder.name}-old-{mark}")
     if folder.exists():
         folder.rename(old)
-    scratch.rename(folder)
+    try:
+        scratch.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
     sync(folder.parent)
     if not keep_old:
         shutil.rmtree(old, ignore_errors=True)

@@ -182,9 +182,16 @@ class Home:
         return RunFolder(self.path / "runs" / fingerprint[:16])
 
     def create_run(self, fingerprint: str) -> RunFolder:
-        """Make a run's folder and make it the current one."""
+        """Make a run's folder and make it the current one.
+
+        Raises:
+            OutOfDisk: it cannot be made.
+        """
         folder = self.run(fingerprint)
-        folder.path.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutOfDisk(f"Cannot make {folder.path}: {error.strerror}.", hint="Choose another --home.") from error
         write_small(self.path / "current", folder.path.name.encode())
         return folder
 
@@ -224,9 +231,18 @@ class Home:
         write_small(self.path / "port", str(port).encode())
 
     def archive_run(self, folder: RunFolder) -> Path:
-        """Move a run's folder aside and return where it went; nothing is deleted."""
-        target = folder.path.with_name(f"{folder.path.name}-until-{int(time.time())}")
-        folder.path.rename(target)
+        """Move a run's folder aside and return where it went; nothing is deleted.
+
+        Raises:
+            OutOfDisk: it cannot be moved.
+        """
+        name, number = f"{folder.path.name}-until-{int(time.time())}", 1
+        while (target := folder.path.with_name(f"{name}.{number}" if number > 1 else name)).exists():
+            number += 1
+        try:
+            folder.path.rename(target)
+        except OSError as error:
+            raise OutOfDisk(f"Cannot move {folder.path}: {error.strerror}.", hint="Choose another --home.") from error
         return target
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -47,9 +48,11 @@ def remembered(
     except (OSError, ValueError):
         pass
     value = compute()
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / "digests.lock"):  # nodes of one machine share the memo
-        write_whole(memo, sealed(value.encode("ascii")))
+    # a value that cannot be kept is computed again the next time
+    with contextlib.suppress(OSError):
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / "digests.lock"):  # nodes of one machine share the memo
+            write_whole(memo, sealed(value.encode("ascii")))
     return value
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from node.core.errors import OutOfDisk, WeightsMissing
-from node.core.files import sync, write_whole
+from node.core.files import room_text, sync, write_whole
 from node.model.weights import TensorEntry, blocks_of, named_files, read_header
 from node.trust.manifest import Manifest, TensorFacts, tensor_hash
 
@@ -152,7 +152,7 @@ class FetchedFolder(ModelStore):
             try:
                 self._file_of(name).unlink()
             except OSError as error:
-                raise _disk(self.folder, error) from error
+                raise _disk(self.folder, error, self.manifest.tensors[name].num_bytes) from error
         return damaged
 
     def begin(self, name: str) -> TensorPart:
@@ -164,7 +164,7 @@ class FetchedFolder(ModelStore):
         try:
             return TensorPart(self._file_of(name), name, self.manifest.tensors[name])
         except OSError as error:
-            raise _disk(self.folder, error) from error
+            raise _disk(self.folder, error, self.manifest.tensors[name].num_bytes) from error
 
     def _file_of(self, name: str) -> Path:
         return self.folder / f"tensor-{self._positions[name]:05d}.safetensors"
@@ -177,7 +177,7 @@ class FetchedFolder(ModelStore):
                 return
             write_whole(path, data)
         except OSError as error:
-            raise _disk(self.folder, error) from error
+            raise _disk(self.folder, error, len(data)) from error
 
 
 class TensorPart:
@@ -220,19 +220,19 @@ class TensorPart:
                 self.num_bytes += written
                 view = view[written:]
         except OSError as error:
-            raise _disk(self._path.parent, error) from error
+            raise _disk(self._path.parent, error, self._facts.num_bytes) from error
 
     def finish(self) -> bool:
         """Give the whole tensor its final name; return False, and drop it, if it is not the founder's."""
-        if self.num_bytes != self._facts.num_bytes or self._digest.hexdigest() != self._facts.digest:
-            self._temporary.unlink(missing_ok=True)
-            return False
         try:
+            if self.num_bytes != self._facts.num_bytes or self._digest.hexdigest() != self._facts.digest:
+                self._temporary.unlink(missing_ok=True)
+                return False
             os.fsync(self._file.fileno())
             self._temporary.replace(self._path)
             sync(self._path.parent)
         except OSError as error:
-            raise _disk(self._path.parent, error) from error
+            raise _disk(self._path.parent, error, self._facts.num_bytes) from error
         return True
 
     def close(self) -> None:
@@ -250,7 +250,8 @@ def _is_file_with(path: Path, num_bytes: int, sha256: str) -> bool:
         return False
 
 
-def _disk(folder: Path, error: OSError) -> OutOfDisk:
+def _disk(folder: Path, error: OSError, needed_bytes: int) -> OutOfDisk:
     return OutOfDisk(
-        f"Cannot write to {folder}: {error.strerror}.", hint="Make room on the disk for the base model's weights."
+        f"Cannot write to {folder}: {error.strerror}. {room_text(folder, needed_bytes)}",
+        hint="Make room on the disk for the base model's weights.",
     )

@@ -30,8 +30,16 @@ _OPERATIONS = {
     "fsync", "flush", "rename", "mkdir", "makedirs", "unlink", "remove", "rmdir", "rmtree", "write", "write_bytes",
     "write_text", "truncate", "mkdtemp", "NamedTemporaryFile", "fdopen", "save_pretrained",
 }  # fmt: skip
-_OTHER_ROOMS = ("v1", "cli", "demo", "observe")
-"""Rooms that keep no state of a run: what they write is for people, or made anew."""
+_NO_STATE = {
+    "v1": "generated",
+    "cli": "writes recipes for people, and refuses to replace one",
+    "demo": "writes a folder of its own that is made anew",
+    "observe": "the log; what is lost of it is told by nothing else, and nothing depends on it",
+    "data/demo_data.py": "writes the demo's rows, made anew from a seed",
+    "control/server.py": "a pointer and a socket of a running node, made anew at each start",
+    "network/processes.py": "sockets of a running daemon, made anew at each start",
+}
+"""Rooms and files that keep no state of a run, and why."""
 _STREAMS = {"writer", "reader", "stream", "sys", "stdout"}
 """Receivers of a `write` that are no files."""
 
@@ -44,11 +52,11 @@ class DurablePoints:
         """Let the injector see each passing."""
         with contextlib.ExitStack() as stack:
             for name in ("fsync", "rename", "replace", "mkdir", "unlink", "remove", "rmdir"):
-                stack.enter_context(_swapped(os, name, _primitive(injector, name, getattr(os, name))))
-            stack.enter_context(_swapped(os, "open", _os_open(injector, os.open)))
+                stack.enter_context(swapped(os, name, _primitive(injector, name, getattr(os, name))))
+            stack.enter_context(swapped(os, "open", _os_open(injector, os.open)))
             opened = _io_open(injector, io.open)
             for module in (io, _io, builtins):
-                stack.enter_context(_swapped(module, "open", opened))
+                stack.enter_context(swapped(module, "open", opened))
             yield
 
 
@@ -64,7 +72,12 @@ def names() -> tuple[str, ...]:
 
 
 def _sources() -> list[Path]:
-    return [p for p in sorted(ROOT.rglob("*.py")) if p.relative_to(ROOT).parts[0] not in _OTHER_ROOMS]
+    return [path for path in sorted(ROOT.rglob("*.py")) if not _keeps_no_state(path)]
+
+
+def _keeps_no_state(path: Path) -> bool:
+    inside = path.relative_to(ROOT)
+    return inside.parts[0] in _NO_STATE or inside.as_posix() in _NO_STATE
 
 
 @functools.cache
@@ -73,8 +86,10 @@ def _named_lines(path: Path) -> dict[int, str]:
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     lines: dict[int, str] = {}
     seen: dict[str, int] = {}
-    for where, call in sorted(_calls(ast.parse(path.read_text(encoding="utf-8"))), key=lambda found: found[1].lineno):
-        if (operation := _operation(call)) is None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    entered = {id(item.context_expr) for node in ast.walk(tree) if isinstance(node, ast.With) for item in node.items}
+    for where, call in sorted(_calls(tree), key=lambda found: found[1].lineno):
+        if (operation := _operation(call, is_entered=id(call) in entered)) is None:
             continue
         name = f"{module}:{where}:{operation}"
         seen[name] = seen.get(name, 0) + 1
@@ -94,7 +109,7 @@ def _calls(tree: ast.AST, where: str = "") -> Iterator[tuple[str, ast.Call]]:
         yield from _calls(node, inner)
 
 
-def _operation(call: ast.Call) -> str | None:
+def _operation(call: ast.Call, *, is_entered: bool) -> str | None:
     """Return what a call does to the disk, or None."""
     function = call.func
     name = (
@@ -108,6 +123,10 @@ def _operation(call: ast.Call) -> str | None:
     if name == "replace":  # of a string or a dataclass has another form
         is_file = owner == "os" or (len(call.args) == 1 and not call.keywords and owner != "dataclasses")
         return "replace" if is_file else None
+    if (name == "FileLock" and is_entered) or (name == "acquire" and owner.endswith("lock")):
+        return "lock"
+    if name == "remove" and owner != "os":  # of a list
+        return None
     return name if name in _OPERATIONS and isinstance(function, ast.Attribute) else None
 
 
@@ -124,7 +143,7 @@ def _point(injector: Injector, primitive: str) -> str | None:
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if path.is_relative_to(ROOT):
-            if path.relative_to(ROOT).parts[0] in _OTHER_ROOMS:
+            if _keeps_no_state(path):
                 return None
             point = _named_lines(path).get(frame.f_lineno)
             if point is None:
@@ -135,7 +154,7 @@ def _point(injector: Injector, primitive: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _swapped(module: Any, name: str, new: Any) -> Iterator[None]:
+def swapped(module: Any, name: str, new: Any) -> Iterator[None]:
     old = getattr(module, name)
     setattr(module, name, new)
     try:
@@ -186,7 +205,15 @@ class _File:
         point = _point(self._injector, "write")
         if point is None:
             return int(self._file.write(data))
-        return int(self._injector.wrap(point, _write)(self._file, data))
+        return int(self._injector.wrap(point, _File._write_through)(self, data))
+
+    def _write_through(self, data: Any) -> int:
+        """Write to the kernel at once: a process that is killed right after has written it."""
+        written = self._file.write(data)
+        self._file.flush()
+        if self._injector.on_write is not None:
+            self._injector.on_write(self._file.fileno())
+        return int(written)
 
     def flush(self) -> None:
         point = _point(self._injector, "flush")
@@ -209,10 +236,3 @@ class _File:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._file)
-
-
-def _write(file: Any, data: Any) -> int:
-    """Write through to the kernel: a process that is killed right after has written it."""
-    written = file.write(data)
-    file.flush()
-    return int(written)
