@@ -1,0 +1,85 @@
+"""A node whose disk is full pauses, says why, and goes on by itself when there is room."""
+
+import contextlib
+import subprocess
+import time
+
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+WITHOUT_PAUSE = """
+from node.cli.main import main
+from node.upkeep import Upkeep
+Upkeep.is_blocked = property(lambda self: False)
+main()
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 16 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs needs root and CAP_SYS_ADMIN")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk):
+    with (disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(b"x" * (1 << 12))
+
+
+def state(node):
+    return node.of("StateChanged")[-1]["after"]
+
+
+def versions(node, kind):
+    return [event["version"] for event in node.of(kind)]
+
+
+@pytest.fixture
+def run_on_a_full_disk(small_disk, random_model, recipe, data, start):
+    """Start a node, let it save, and fill its disk."""
+
+    def run(**options):
+        arguments = ("start", recipe(random_model(4), max_steps=100_000), "--data", data("anna"))
+        node = start(small_disk / "home", *arguments, **options)
+        node.wait_for(lambda n: max(versions(n, "CheckpointSaved"), default=0) >= 2, "a checkpoint")
+        fill(small_disk)
+        node.wait_for(lambda n: any("No space left" in e["what"] for e in n.of("Fault")), "the full disk is told")
+        return node
+
+    return run
+
+
+def test_a_full_disk_pauses_training_until_there_is_room(small_disk, run_on_a_full_disk):
+    node = run_on_a_full_disk()
+    node.wait_for(lambda n: state(n) == "paused", "the pause")
+    saved, made = max(versions(node, "CheckpointSaved")), max(versions(node, "Stepped"))
+    (fault,) = [e for e in node.of("Fault") if "No space left" in e["what"]]
+
+    time.sleep(3)  # long enough for ten steps
+
+    assert state(node) == "paused"
+    assert max(versions(node, "Stepped")) == made, "a step that could not be saved"
+    assert made - saved <= 1
+    assert "It needs" in fault["what"]
+    assert "is free" in fault["what"]
+    assert str(small_disk) in fault["what"]
+    assert "Training pauses" in fault["what"]
+    (small_disk / "filler").unlink()
+    node.wait_for(lambda n: max(versions(n, "CheckpointSaved")) > made + 1, "steps that are saved again")
+    assert state(node) == "training"
+    assert node.stop() == 0
+
+
+def test_without_the_pause_steps_are_made_that_are_not_saved(run_on_a_full_disk):
+    node = run_on_a_full_disk(program=("-c", WITHOUT_PAUSE))
+    saved = max(versions(node, "CheckpointSaved"))
+
+    node.wait_for(lambda n: max(versions(n, "Stepped")) > saved + 2, "steps that would be lost")
