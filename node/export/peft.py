@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import re
@@ -28,6 +29,8 @@ from node.model.spec import LoraSpec
 
 _PREFIX = "base_model.model."
 _WEIGHTS, _CONFIG, _CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
+_CHECKSUMS = "SHA256SUMS"
+"""For `sha256sum -c`: the files go to other programs, whose formats have no checksum."""
 _PRODUCER = "potluck"
 _PARAMETER = re.compile(r"(?:[A-Za-z0-9_]+\.)*([A-Za-z0-9_]+)\.(?:lora_[AB]\.weight|lora_magnitude_vector)")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -133,7 +136,7 @@ def _check_target(folder: Path, *, force: bool) -> bool:
 def _is_ours(folder: Path) -> bool:
     """Return whether `folder` holds an export of ours and nothing else."""
     weights = folder / _WEIGHTS
-    if not weights.is_file() or {path.name for path in folder.iterdir()} - {_WEIGHTS, _CONFIG, _CARD}:
+    if not weights.is_file() or {path.name for path in folder.iterdir()} - {_WEIGHTS, _CONFIG, _CARD, _CHECKSUMS}:
         return False
     try:
         with safe_open(weights, framework="pt") as file:
@@ -164,6 +167,8 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], lora: LoraSpec, base_mod
     )
     config.save_pretrained(folder)
     (folder / _CARD).write_text(_render_card(modules, lora, base_model, card), encoding="utf-8")
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(folder.iterdir())]
+    (folder / _CHECKSUMS).write_text("".join(sums), encoding="ascii")
     for path in folder.iterdir():
         sync(path)
     sync(folder)
@@ -216,7 +221,7 @@ def _render_card(modules: list[str], lora: LoraSpec, base_model: str, card: Adap
     load = ["from peft import PeftModel", "from transformers import AutoModelForCausalLM", ""]
     load += [f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base_model)})"]
     load += ['model = PeftModel.from_pretrained(base, "path/to/this/folder")']
-    lines += ["```python", *load, "```", ""]
+    lines += ["```python", *load, "```", "", f"`sha256sum -c {_CHECKSUMS}` says whether these files are whole.", ""]
     return "\n".join(lines)
 
 

@@ -40,7 +40,9 @@ def test_a_killed_and_resumed_node_ends_with_the_bits_of_an_undisturbed_one(
     assert undisturbed.child.wait(30) == 0
     assert undisturbed.hashes().keys() == set(range(1, last + 1))
     samples = samples_by_step(undisturbed)
-    assert sorted(itertools.chain(*samples.values())) == list(range(samples[last][-1] + 1)), "each sample once, none skipped"
+    assert sorted(itertools.chain(*samples.values())) == list(range(samples[last][-1] + 1)), (
+        "each sample once, none skipped"
+    )
 
     (tmp_path / "b").mkdir()
     shutil.copy(tmp_path / "a" / "identity.key", tmp_path / "b" / "identity.key")

@@ -332,7 +332,9 @@ def _check_export(folder: Path) -> None:
     assert float(tensor[0, 0]) in (1.0, 2.0)
     assert bool((tensor == tensor[0, 0]).all())
     assert json.loads((folder / "out" / "adapter_config.json").read_text())["r"] == 2
-    assert (folder / "out" / "README.md").read_text().endswith("```\n")
+    for line in (folder / "out" / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((folder / "out" / name).read_bytes()).hexdigest() == digest
 
 
 # --- a converted model --------------------------------------------------------------------------------------------
