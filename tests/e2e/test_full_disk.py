@@ -78,8 +78,34 @@ def test_a_full_disk_pauses_training_until_there_is_room(small_disk, run_on_a_fu
     assert node.stop() == 0
 
 
-def test_without_the_pause_steps_are_made_that_are_not_saved(run_on_a_full_disk):
+def test_without_the_pause_steps_are_made_that_are_not_saved(run_on_a_full_disk, is_soak):
+    if not is_soak:
+        pytest.skip("the long form alone (--soak): it shows that the test before would fail without the pause")
     node = run_on_a_full_disk(program=("-c", WITHOUT_PAUSE))
     saved = max(versions(node, "CheckpointSaved"))
 
     node.wait_for(lambda n: max(versions(n, "Stepped")) > saved + 2, "steps that would be lost")
+
+
+def test_a_swarm_goes_on_without_a_node_whose_disk_is_full_and_takes_it_back(
+    small_disk, random_model, recipe, data, start, tmp_path, is_soak
+):
+    if not is_soak:
+        pytest.skip("the long form alone (--soak): two nodes, for most of a minute")
+    anna = start(tmp_path / "anna", "start", recipe(random_model(4), max_steps=100_000), "--data", data("anna"))
+    ben = start(small_disk / "home", "join", anna.address, "--data", data("ben"))
+    ben.wait_for(lambda n: len(n.shared_rounds()) >= 3 and n.of("CheckpointSaved"), "shared rounds")
+
+    fill(small_disk)
+    ben.wait_for(lambda n: state(n) == "paused", "the pause")
+    paused_at = max(versions(ben, "Stepped"))
+    anna.wait_for(lambda n: max(versions(n, "Stepped")) > paused_at + 5, "steps without ben")
+    assert max(versions(ben, "Stepped")) <= paused_at + 1
+    (small_disk / "filler").unlink()
+    before = len(ben.shared_rounds())
+    ben.wait_for(lambda n: len(n.shared_rounds()) > before + 3, "rounds together again")
+
+    common = anna.hashes().keys() & ben.hashes().keys()
+    assert all(anna.hashes()[version] == ben.hashes()[version] for version in common)
+    assert ben.stop() == 0
+    assert anna.stop() == 0

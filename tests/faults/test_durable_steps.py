@@ -82,7 +82,7 @@ def test_a_new_durable_step_is_seen(passings, monkeypatch):
 def test_a_node_that_is_killed_at_any_durable_step_loses_nothing(name, passings, begin, is_soak):
     scenario = BY_NAME[name]
     points = list(passings[0][name].items())
-    for point, count in points[:: 3 if scenario.is_slow and not is_soak else 1]:
+    for point, count in points[:: 6 if scenario.is_slow and not is_soak else 1]:
         crashes = [Fault(point, "kill"), Fault(point, "kill", when="after"), Fault(point, "kill", nth=count)]
         torn = [Fault(point, "truncate"), Fault(point, "kill", when="after")]
         for faults in [*([crash] for crash in crashes[:: 3 if scenario.is_slow and not is_soak else 1]), torn]:
@@ -112,7 +112,7 @@ def test_a_step_that_the_disk_refuses_is_told_with_path_and_bytes_and_loses_noth
     scenario = BY_NAME[name]
     total = sum(passings[0][name].values())
     codes = ("EIO", "ENOSPC", "EROFS")
-    stride = 37 if scenario.is_slow and not is_soak else 1
+    stride = 71 if scenario.is_slow and not is_soak else 1
     told = 0
 
     for nth in range(1, total + 1, stride):

@@ -101,7 +101,7 @@ STORED = {
 def flips_that_nobody_saw(stored, folder, num_flips):
     folder.mkdir()
     stored.prepare(folder)
-    chosen = [path for path in sorted(folder.glob(stored.files)) if path.suffix not in (".lock",)]
+    chosen = [path for path in sorted(folder.glob(stored.files)) if path.suffix != ".lock"]
     assert chosen
     assert stored.use(folder), "undamaged it is used"
     pristine = folder.with_name("pristine")
