@@ -61,9 +61,9 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     num_bytes = sum(math.prod(shape) for shape in shapes.values()) * torch.bfloat16.itemsize
     _refuse_full_disk(folder.parent, num_bytes)
-    for leftover in folder.parent.glob(f".{folder.name}-*"):  # of a conversion that was killed: it has a model's size
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_leftovers(folder)
     temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
+    damaged = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
     try:
         temporary.mkdir()
         config.save_pretrained(temporary)
@@ -75,7 +75,8 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         for file in temporary.iterdir():
             sync(file)
         sync(temporary)
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+        if folder.exists():  # a damaged one; moved first, since half of it could pass for a whole one
+            folder.rename(damaged)
         os.replace(temporary, folder)
         sync(folder.parent)
     except OSError as error:
@@ -84,7 +85,18 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             hint="Make room there.",
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_leftovers(folder)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return what conversions to `folder` have left beside it that were killed: each has a model's size."""
+    return sorted(folder.parent.glob(f".{folder.name}-*"))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove them; whoever calls holds the lock."""
+    for leftover in leftovers(folder):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def is_intact(folder: Path) -> bool:

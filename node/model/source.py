@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from node.core.errors import OutOfDisk, UnsupportedModel, WeightsMissing
 from node.model.facts import is_hex, manifest_of, remembered
 from node.model.families import read_config
-from node.model.gguf_folder import convert_gguf, is_intact
+from node.model.gguf_folder import convert_gguf, is_intact, leftovers, remove_leftovers
 from node.model.hub import cached_model, download_model
 from node.model.weights import tensor_digests, weight_files
 from node.trust.manifest import digest_of
@@ -165,10 +165,12 @@ def _converted(gguf: Path, cache: Path) -> Path:
     with _writing_to(cache):
         cache.mkdir(parents=True, exist_ok=True)
     folder = cache / remembered(cache, [gguf], "sha256", lambda: _sha256(gguf), is_hex)
-    if not _is_whole(folder, cache):
+    if leftovers(folder) or not _is_whole(folder, cache):
         # Two nodes of one machine may start together: one converts, the other waits for it.
         with _writing_to(cache), FileLock(folder.with_suffix(".lock")):
-            if not _is_whole(folder, cache):
+            if _is_whole(folder, cache):
+                remove_leftovers(folder)
+            else:
                 convert_gguf(gguf, folder)
     return folder
 
