@@ -8,13 +8,6 @@ import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
-WITHOUT_PAUSE = """
-from node.cli.main import main
-from node.upkeep import Upkeep
-Upkeep.is_blocked = property(lambda self: False)
-main()
-"""
-
 
 @pytest.fixture
 def small_disk(tmp_path):
@@ -81,7 +74,7 @@ def test_a_full_disk_pauses_training_until_there_is_room(small_disk, run_on_a_fu
 def test_without_the_pause_steps_are_made_that_are_not_saved(run_on_a_full_disk, is_soak):
     if not is_soak:
         pytest.skip("the long form alone (--soak): it shows that the test before would fail without the pause")
-    node = run_on_a_full_disk(program=("-c", WITHOUT_PAUSE))
+    node = run_on_a_full_disk(program=("faults.without_pause",))
     saved = max(versions(node, "CheckpointSaved"))
 
     node.wait_for(lambda n: max(versions(n, "Stepped")) > saved + 2, "steps that would be lost")
