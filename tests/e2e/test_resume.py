@@ -36,7 +36,7 @@ def test_a_killed_and_resumed_node_ends_with_the_bits_of_an_undisturbed_one(
     last, chance = 2 * kills, random.Random(4)
     arguments = ("start", recipe(smollm2, max_steps=last), "--data", data("anna"))
     undisturbed = start(tmp_path / "a", *arguments)
-    assert undisturbed.child.wait(60 * kills) == 0
+    assert undisturbed.end(60 * kills) == 0
     assert undisturbed.hashes().keys() == set(range(1, last + 1))
     samples = samples_by_step(undisturbed)
     assert sorted(itertools.chain(*samples.values())) == list(range(samples[last][-1] + 1)), (
@@ -50,7 +50,7 @@ def test_a_killed_and_resumed_node_ends_with_the_bits_of_an_undisturbed_one(
         is_in_a_save = kill % 2 == 1
         node = start(tmp_path / "b", *arguments, faults=[IN_A_SAVE[kill // 2 % 3]] if is_in_a_save else ())
         if is_in_a_save:
-            assert node.child.wait(120) == -signal.SIGKILL, "the save was not reached"
+            assert node.end(120) == -signal.SIGKILL, "the save was not reached"
         else:
             wanted = chance.randrange(2, 8)
             node.wait_for(lambda n, wanted=wanted: len(n.of("MicrobatchDone")) >= wanted, f"{wanted} microbatches")
@@ -64,11 +64,11 @@ def test_a_killed_and_resumed_node_ends_with_the_bits_of_an_undisturbed_one(
 
     resumed = start(tmp_path / "b", *arguments)
     assert resumed.peer_id == undisturbed.peer_id
-    assert resumed.child.wait(240) == 0
+    assert resumed.end(240) == 0
     assert min(resumed.hashes(), default=last + 1) > max(1, reached - 1), "it went on from the checkpoint"
     assert samples_by_step(resumed) == {v: ids for v, ids in samples.items() if v in resumed.hashes()}
     assert resumed.hashes()[last] == undisturbed.hashes()[last]
 
     finished = start(tmp_path / "b", *arguments)
-    assert finished.child.wait(90) == 0, "a finished run ends at once"
+    assert finished.end(90) == 0, "a finished run ends at once"
     assert not finished.of("Stepped")
