@@ -91,6 +91,7 @@ class Daemon:
             State.LOADING: self._load,
             State.SYNCING: self._catch_up,
             State.TRAINING: self._train,
+            State.PAUSED: self._wait_for_room,
             State.DRAINING: self._drain,
         }
         try:
@@ -224,11 +225,12 @@ class Daemon:
 
     async def _unload(self) -> Shard | None:
         """Let go of what is loaded, if anything is; return the stages that it is to make room for."""
-        loaded, self._loaded = self._loaded, None
+        loaded = self._loaded
         if loaded is None:
             return None
         await loaded.rounds.settle()
-        await loaded.upkeep.save_now()
+        await loaded.upkeep.until_saved()
+        self._loaded = None
         await loaded.close()
         return loaded.moves_to
 
@@ -262,6 +264,14 @@ class Daemon:
         signal = await self._loaded.train(self._nudge)
         self._is_finished = self._loaded.is_finished
         return signal
+
+    async def _wait_for_room(self) -> Signal:
+        """Take no step that could not be saved; the swarm goes on without this node."""
+        assert self._loaded is not None
+        await self._loaded.rounds.settle()
+        await self._loaded.upkeep.until_saved()
+        self._loaded.rounds.end_sync()
+        return Signal.RESUME
 
     async def _drain(self) -> Signal:
         """Let a round end, score, save."""

@@ -19,7 +19,7 @@ from node.config.sections import DatasetSpec
 from node.core.errors import ConfigError, DataError, NodeError, NoPeerReachable, RunMismatch
 from node.core.types import PeerId, SwarmView
 from node.data.dataset import PreparedData, prepare
-from node.host.home import Home, LocalRun, RunFolder, write_small
+from node.host.home import Home, LocalRun, RunFolder
 from node.model.source import load_tokenizer
 from node.model.store import MANIFEST_FILE
 from node.network.addresses import split_peer_id
@@ -295,7 +295,7 @@ def _remembered_base(folder: RunFolder) -> str | None:
 def _save(folder: RunFolder, origin: str, recipe: Recipe, base: BaseWeights) -> None:
     """Keep what this node needs to take part again."""
     if base.manifest is not None:
-        write_small(folder.path / MANIFEST_FILE, base.manifest.to_bytes())
+        folder.save_manifest(base.manifest.to_bytes())
     try:
         before = folder.load_local()
     except NodeError:

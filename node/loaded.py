@@ -148,7 +148,7 @@ class Loaded:
         )
 
     async def train(self, nudge: asyncio.Event) -> Signal:
-        """Train until the run is finished or this node fell behind."""
+        """Train until the run is finished, this node fell behind, or what it makes cannot be saved."""
         rounds = asyncio.create_task(self.rounds.run(nudge), name="rounds")
         try:
             if self.pipeline is not None:
@@ -172,6 +172,10 @@ class Loaded:
                 await asyncio.sleep(0.2)  # rounds do not commit: more gradient would only be staler
                 continue
             await self._the_loop.train_one()
+            if self.rounds.tokens_towards_next() >= self._target_tokens:
+                await self.upkeep.saved()  # the step before the next one is on the disk first
+            if self.upkeep.is_blocked:
+                return Signal.PAUSE
             await self.rounds.step_if_alone()
             nudge.set()
             await self.upkeep.between_microbatches()
@@ -189,6 +193,8 @@ class Loaded:
                         return rounds.result()
                     if task.done():
                         task.result()
+                if self.upkeep.is_blocked:
+                    return Signal.PAUSE
                 await self.rounds.step_if_alone()
                 nudge.set()
                 await self.upkeep.between_microbatches()

@@ -7,7 +7,8 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-from node.core.events import EventBus, PeerLost, PeerSeen
+from node.core.errors import OutOfDisk
+from node.core.events import EventBus, Fault, PeerLost, PeerSeen
 from node.core.types import Peer, PeerId, SwarmView
 from node.host.home import KnownPeer, RunFolder
 from node.network.addresses import split_peer_id
@@ -92,7 +93,10 @@ class Heartbeat:
         if others and (ids - self._remembered or now - self._remembered_at > _REMEMBER_EVERY_S):
             self._remembered_at, self._remembered = now, ids
             met = [(peer.peer_id, peer.addresses) for peer in others]
-            await asyncio.to_thread(self._folder.remember_peers, met)
+            try:
+                await asyncio.to_thread(self._folder.remember_peers, met)
+            except OutOfDisk as error:  # a worse start later is no reason to end now
+                self._events.emit(Fault(error.message, error.hint))
 
     async def _redial(self) -> None:
         """Dial lost peers again and again, whoever else is there.

@@ -14,6 +14,8 @@ from node.rounds import Rounds
 from node.training.evaluate import Score
 from node.training.saver import Snapshot
 
+_TRY_SAVING_EVERY_S = 1.0
+
 
 class Upkeep:
     """Saving and scoring of one loaded run."""
@@ -50,6 +52,26 @@ class Upkeep:
             self._saving = asyncio.create_task(self._trainer.saver.save(await self._snapshot()), name="save")
         await self.evaluate(only_if_due=True)
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the latest save failed: training pauses for `until_saved`."""
+        return self._trainer.saver.is_blocked
+
+    async def saved(self) -> None:
+        """Return when no save is under way."""
+        if self._saving is not None:
+            await self._saving
+
+    async def until_saved(self) -> None:
+        """Return when what is here is on disk; tried again and again, since somebody may make room."""
+        await self.saved()
+        saver = self._trainer.saver
+        while saver.saved_version != self._strategy.version:
+            if saver.has_room():
+                await saver.save(await self._snapshot())
+            if saver.is_blocked:
+                await asyncio.sleep(_TRY_SAVING_EVERY_S)
+
     async def save_now(self) -> int:
         """Save and return the version that is on disk.
 
@@ -57,8 +79,7 @@ class Upkeep:
             OutOfDisk: the disk is full or read-only.
             CheckpointError: the folder cannot be written.
         """
-        if self._saving is not None:
-            await self._saving
+        await self.saved()
         if self._trainer.saver.saved_version != self._strategy.version:
             await self._trainer.saver.save_or_raise(await self._snapshot())
         return self._trainer.saver.saved_version

@@ -171,6 +171,8 @@ async def ensure_weights(base: BaseWeights, running: RunningP2P, peers: Peers, s
         await fetch_small_files(running, peers(), base.fingerprint, into, local=base.folder)
         if base.folder != base.fetched:
             await asyncio.to_thread(_adopt, base.folder, into, needed)
+        if damaged := await asyncio.to_thread(into.drop_damaged, needed):
+            say(f"{len(damaged)} of the base model's tensors here are damaged, and fetched again. Check the disk.")
         missing = needed - await asyncio.to_thread(into.held)
         if not missing:
             return into.folder
@@ -256,11 +258,11 @@ def _refuse_full_disk(folder: Path, manifest: Manifest, missing: frozenset[str])
 @asynccontextmanager
 async def _alone_with(folder: Path, say: Say) -> AsyncIterator[None]:
     """Let one process at a time fill the folder: nodes of one machine share it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_suffix(".lock"))
     has_said = False
     while True:
         try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
             break
         except Timeout:
@@ -268,6 +270,10 @@ async def _alone_with(folder: Path, say: Say) -> AsyncIterator[None]:
                 say("Another node on this machine is fetching the base model; waiting for it.")
                 has_said = True
             await asyncio.sleep(0.5)
+        except OSError as error:
+            raise OutOfDisk(
+                f"Cannot write to {folder.parent}: {error.strerror or error}.", hint="Make room there."
+            ) from error
     try:
         yield
     finally:

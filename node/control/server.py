@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import grpc
 from grpc import aio
 
-from node.core.errors import NodeError
+from node.core.errors import NodeError, OutOfDisk
+from node.core.files import room_text, write_whole
 from node.core.types import Standing
 from node.v1 import control_pb2, control_pb2_grpc
 
@@ -75,9 +76,14 @@ class ControlServer(control_pb2_grpc.ControlServicer):
         control_pb2_grpc.add_ControlServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
         self._server.add_insecure_port(address)
         await self._server.start()
-        temporary = self._pointer.with_suffix(".new")
-        temporary.write_text(json.dumps({"pid": os.getpid(), "address": address}), encoding="utf-8")
-        temporary.replace(self._pointer)
+        pointer = json.dumps({"pid": os.getpid(), "address": address}).encode()
+        try:
+            write_whole(self._pointer, pointer)
+        except OSError as error:
+            raise OutOfDisk(
+                f"Cannot write {self._pointer}: {error.strerror}. {room_text(self._pointer.parent, len(pointer))}",
+                hint="Make room on the disk, or choose another --home.",
+            ) from error
 
     async def close(self) -> None:
         """Stop listening and remove the pointer."""

@@ -5,10 +5,11 @@ The folder appears whole or not at all, and nothing in it tells of this machine 
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import json
 import math
-import os
 import re
 import secrets
 import shutil
@@ -23,10 +24,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from node.core.errors import ConfigError, OutOfDisk
+from node.core.files import room_text, sync
 from node.model.spec import LoraSpec
 
 _PREFIX = "base_model.model."
 _WEIGHTS, _CONFIG, _CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
+_CHECKSUMS = "SHA256SUMS"
+"""For `sha256sum -c`: the files go to other programs, whose formats have no checksum."""
 _PRODUCER = "potluck"
 _PARAMETER = re.compile(r"(?:[A-Za-z0-9_]+\.)*([A-Za-z0-9_]+)\.(?:lora_[AB]\.weight|lora_magnitude_vector)")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -80,6 +84,7 @@ def write_adapter(
     """
     folder = folder.absolute()
     keep_old = _check_target(folder, force=force)
+    _recover(folder)
     scratch = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
     try:
         scratch.mkdir(parents=True)
@@ -91,6 +96,18 @@ def write_adapter(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return size
+
+
+def _recover(folder: Path) -> None:
+    """Clean up after exports to this folder that were killed: half a new one goes, and our old one comes back."""
+    leftover = re.compile(re.escape(f".{folder.name}-") + "(old-)?[0-9a-f]{16}")
+    with contextlib.suppress(OSError):
+        found = [path for path in folder.parent.iterdir() if leftover.fullmatch(path.name)]
+        for path in found:
+            if not folder.exists() and _is_ours(path):  # nothing else has the name: it was cut off between two renames
+                path.rename(folder)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def target_modules(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -119,7 +136,7 @@ def _check_target(folder: Path, *, force: bool) -> bool:
 def _is_ours(folder: Path) -> bool:
     """Return whether `folder` holds an export of ours and nothing else."""
     weights = folder / _WEIGHTS
-    if not weights.is_file() or {path.name for path in folder.iterdir()} - {_WEIGHTS, _CONFIG, _CARD}:
+    if not weights.is_file() or {path.name for path in folder.iterdir()} - {_WEIGHTS, _CONFIG, _CARD, _CHECKSUMS}:
         return False
     try:
         with safe_open(weights, framework="pt") as file:
@@ -150,18 +167,26 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], lora: LoraSpec, base_mod
     )
     config.save_pretrained(folder)
     (folder / _CARD).write_text(_render_card(modules, lora, base_model, card), encoding="utf-8")
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(folder.iterdir())]
+    (folder / _CHECKSUMS).write_text("".join(sums), encoding="ascii")
     for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
+        sync(path)
+    sync(folder)
 
 
 def _swap(scratch: Path, folder: Path, *, keep_old: bool) -> None:
     """Put `scratch` in the place of `folder`, which may exist."""
-    old = folder.with_name(f"{folder.name}.replaced-{secrets.token_hex(4)}")
+    mark = secrets.token_hex(8)
+    old = folder.with_name(f"{folder.name}.replaced-{mark}" if keep_old else f".{folder.name}-old-{mark}")
     if folder.exists():
         folder.rename(old)
-    scratch.rename(folder)
-    _sync(folder.parent)
+    try:
+        scratch.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    sync(folder.parent)
     if not keep_old:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -196,7 +221,7 @@ def _render_card(modules: list[str], lora: LoraSpec, base_model: str, card: Adap
     load = ["from peft import PeftModel", "from transformers import AutoModelForCausalLM", ""]
     load += [f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base_model)})"]
     load += ['model = PeftModel.from_pretrained(base, "path/to/this/folder")']
-    lines += ["```python", *load, "```", ""]
+    lines += ["```python", *load, "```", "", f"`sha256sum -c {_CHECKSUMS}` says whether these files are whole.", ""]
     return "\n".join(lines)
 
 
@@ -215,21 +240,9 @@ def _versions() -> list[tuple[str, str]]:
     return found
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _explain(error: OSError, folder: Path, tensors: Mapping[str, Tensor]) -> ConfigError | OutOfDisk:
-    needed = sum(t.numel() * t.element_size() for t in tensors.values()) / 2**20
+    needed = sum(t.numel() * t.element_size() for t in tensors.values())
+    what = f"Cannot export to {folder}: {error.strerror or error}. {room_text(folder.parent, needed)}"
     if error.errno in _DISK_ERRORS:
-        return OutOfDisk(
-            f"Cannot export to {folder}: {error.strerror}. It needs {needed:.1f} MiB.",
-            hint="Make room there, or give another --output.",
-        )
-    return ConfigError(
-        f"Cannot export to {folder}: {error.strerror or error}.", hint="Give an --output that can be written."
-    )
+        return OutOfDisk(what, hint="Make room there, or give another --output.")
+    return ConfigError(what, hint="Give an --output that can be written.")

@@ -9,22 +9,22 @@
       logs/
       runs/<run>/      seal.json  local.json  peers.json  checkpoints/
 
-Small files are written whole: temporary file, fsync, rename.
+Small files are written whole (`core/files.py`), with a checksum in their last line.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from node.core.errors import CheckpointError, ConfigError, NodeError, OutOfDisk
+from node.core.files import room_text, sealed, unsealed, write_whole
 from node.core.types import PeerId
 from node.trust.identity import SignedBytes
 from node.trust.seal import SealedRun, open_seal
@@ -96,6 +96,14 @@ class RunFolder:
                 f"{path} cannot be read: {error}.", hint="Join the swarm again by the address of one of its nodes."
             ) from error
 
+    def save_manifest(self, manifest: bytes) -> None:
+        """Keep the founder's list of the base model's weights, whose digest is in the seal.
+
+        Raises:
+            OutOfDisk: it was not written.
+        """
+        _write(self.path / "manifest.json", manifest)
+
     def save_local(self, local: LocalRun) -> None:
         """Keep what only this node knows."""
         write_small(self.path / "local.json", local.model_dump_json(indent=1).encode())
@@ -109,7 +117,7 @@ class RunFolder:
         path = self.path / "local.json"
         try:
             return LocalRun.model_validate_json(read_small(path))
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:  # pydantic's is a ValueError
             raise CheckpointError(f"{path} cannot be read: {error}.", hint="Start or join the run again.") from error
 
     def remember_peers(self, met: Iterable[tuple[PeerId, tuple[str, ...]]]) -> None:
@@ -125,7 +133,7 @@ class RunFolder:
         """Return the peers met before, latest first; none if the file is missing or damaged."""
         try:
             return _KnownPeers.model_validate_json(read_small(self.path / "peers.json")).peers
-        except (OSError, ValidationError):
+        except (OSError, ValueError):
             return ()
 
 
@@ -174,9 +182,16 @@ class Home:
         return RunFolder(self.path / "runs" / fingerprint[:16])
 
     def create_run(self, fingerprint: str) -> RunFolder:
-        """Make a run's folder and make it the current one."""
+        """Make a run's folder and make it the current one.
+
+        Raises:
+            OutOfDisk: it cannot be made.
+        """
         folder = self.run(fingerprint)
-        folder.path.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutOfDisk(f"Cannot make {folder.path}: {error.strerror}.", hint="Choose another --home.") from error
         write_small(self.path / "current", folder.path.name.encode())
         return folder
 
@@ -193,7 +208,7 @@ class Home:
         """
         try:
             name = read_small(self.path / "current").decode()
-        except OSError:
+        except (OSError, ValueError):
             name = ""
         folder = self.path / "runs" / name
         if not name or "/" in name or not folder.is_dir():
@@ -216,29 +231,38 @@ class Home:
         write_small(self.path / "port", str(port).encode())
 
     def archive_run(self, folder: RunFolder) -> Path:
-        """Move a run's folder aside and return where it went; nothing is deleted."""
-        target = folder.path.with_name(f"{folder.path.name}-until-{int(time.time())}")
-        folder.path.rename(target)
+        """Move a run's folder aside and return where it went; nothing is deleted.
+
+        Raises:
+            OutOfDisk: it cannot be moved.
+        """
+        name, number = f"{folder.path.name}-until-{int(time.time())}", 1
+        while (target := folder.path.with_name(f"{name}.{number}" if number > 1 else name)).exists():
+            number += 1
+        try:
+            folder.path.rename(target)
+        except OSError as error:
+            raise OutOfDisk(f"Cannot move {folder.path}: {error.strerror}.", hint="Choose another --home.") from error
         return target
 
 
 def write_small(path: Path, data: bytes) -> None:
-    """Write a small file whole or not at all.
+    """Write a small file whole or not at all, with its checksum.
 
     Raises:
-        OutOfDisk: the disk is full or read-only.
+        OutOfDisk: it was not written: the disk is full, read-only, or fails. What was there is untouched.
     """
-    temporary = path.with_name(path.name + ".new")
+    _write(path, sealed(data))
+
+
+def _write(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, data)
     except OSError as error:
         raise OutOfDisk(
-            f"Cannot write {path}: {error.strerror}.", hint="Make room on the disk, or choose another --home."
+            f"Cannot write {path}: {error.strerror}. {room_text(path.parent, len(data))}",
+            hint="Make room on the disk, or choose another --home.",
         ) from error
 
 
@@ -247,9 +271,10 @@ def read_small(path: Path) -> bytes:
 
     Raises:
         OSError: it is missing, unreadable or too large.
+        ValueError: it is damaged.
     """
     with path.open("rb") as file:
         data = file.read(_MAX_SMALL_FILE_BYTES + 1)
     if len(data) > _MAX_SMALL_FILE_BYTES:
         raise OSError(f"{path} is larger than {_MAX_SMALL_FILE_BYTES} bytes")
-    return data
+    return unsealed(data)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from node.core.errors import WeightsMissing
+from node.core.files import sealed, unsealed, write_whole
 from node.model.weights import blocks_of, read_header, weight_files
 from node.trust.manifest import MAX_MANIFEST_BYTES, SMALL_FILES, FileFacts, Manifest, TensorFacts, tensor_hash
 
@@ -42,15 +43,16 @@ def remembered(
     key = hashlib.sha256(json.dumps([kind, stats]).encode()).hexdigest()
     memo = cache / "digests" / key
     try:
-        if memo.stat().st_size <= MAX_MANIFEST_BYTES and is_valid(known := memo.read_text(encoding="ascii")):
+        if memo.stat().st_size <= MAX_MANIFEST_BYTES and is_valid(known := unsealed(memo.read_bytes()).decode("ascii")):
             return known
     except (OSError, ValueError):
         pass
     value = compute()
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False, encoding="ascii") as file:
-        file.write(value)
-    os.replace(file.name, memo)
+    # a value that cannot be kept is computed again the next time
+    with contextlib.suppress(OSError):
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / "digests.lock"):  # nodes of one machine share the memo
+            write_whole(memo, sealed(value.encode("ascii")))
     return value
 
 

@@ -6,10 +6,12 @@ transformers' own business and code; only that code's loader, which holds the wh
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from node.core.errors import OutOfDisk, UnsupportedModel
+from node.core.files import room_text, sealed, sync, unsealed
 from node.model.families import check_supported
 from node.model.gguf_tensors import GgufTable, GgufTensor, read_table, read_values
 from node.model.weights import write_bf16
@@ -27,6 +30,7 @@ from node.model.weights import write_bf16
 _BLOCK_VALUES = 1 << 20
 """Values that are held at a time of a tensor whose rows stand for themselves; others are held as a whole."""
 _PERMUTED = (".attn_q.", ".attn_k.")
+_CHECKSUMS = "checksums.potluck"
 _SPARE_BYTES = 64 << 20
 
 
@@ -55,22 +59,60 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     config.architectures = [type(model).__name__]
     config.dtype = torch.bfloat16
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    _refuse_full_disk(folder.parent, sum(math.prod(shape) for shape in shapes.values()) * torch.bfloat16.itemsize)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    num_bytes = sum(math.prod(shape) for shape in shapes.values()) * torch.bfloat16.itemsize
+    _refuse_full_disk(folder.parent, num_bytes)
+    remove_leftovers(folder)
+    temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
+    damaged = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
     try:
+        temporary.mkdir()
         config.save_pretrained(temporary)
         model.generation_config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         write_bf16(temporary / "model.safetensors", shapes, _values(gguf, tensors, processor))
+        checksums = {file.name: _checksum(file) for file in sorted(temporary.iterdir())}
+        (temporary / _CHECKSUMS).write_bytes(sealed(json.dumps(checksums).encode()))
         for file in temporary.iterdir():
-            _sync(file)
-        _sync(temporary)
+            sync(file)
+        sync(temporary)
+        if folder.exists():  # a damaged one; moved first, since half of it could pass for a whole one
+            folder.rename(damaged)
         os.replace(temporary, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except OSError as error:
-        raise OutOfDisk(f"Cannot write to {folder.parent}: {error}.", hint="Make room there.") from error
+        raise OutOfDisk(
+            f"Cannot write to {folder.parent}: {error.strerror or error}. {room_text(folder.parent, num_bytes)}",
+            hint="Make room there.",
+        ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_leftovers(folder)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return what conversions to `folder` have left beside it that were killed: each has a model's size."""
+    return sorted(folder.parent.glob(f".{folder.name}-*"))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove them; whoever calls holds the lock."""
+    for leftover in leftovers(folder):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def is_intact(folder: Path) -> bool:
+    """Read a converted model and return whether it is as it was written; one of an earlier version says nothing."""
+    try:
+        checksums = json.loads(unsealed((folder / _CHECKSUMS).read_bytes()))
+        return all(_checksum(folder / name) == checksum for name, checksum in checksums.items())
+    except FileNotFoundError:
+        return not (folder / _CHECKSUMS).exists()
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
 
 
 def _by_name(model: Any, table: GgufTable, names: Mapping[str, str]) -> dict[str, GgufTensor]:
@@ -120,11 +162,3 @@ def _refuse_full_disk(folder: Path, num_bytes: int) -> None:
             f"The model of the GGUF file has {num_bytes >> 20} MiB in bf16, and {free >> 20} MiB are free at {folder}.",
             hint="Make room there, or use the model's folder with safetensors files.",
         )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,18 +7,20 @@ run, and weights come from safetensors or GGUF files only.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from node.core.errors import UnsupportedModel, WeightsMissing
+from node.core.errors import OutOfDisk, UnsupportedModel, WeightsMissing
 from node.model.facts import is_hex, manifest_of, remembered
 from node.model.families import read_config
-from node.model.gguf_folder import convert_gguf
+from node.model.gguf_folder import convert_gguf, is_intact, leftovers, remove_leftovers
 from node.model.hub import cached_model, download_model
 from node.model.weights import tensor_digests, weight_files
 from node.trust.manifest import digest_of
@@ -160,14 +162,36 @@ def maths_of(config: dict[str, Any]) -> dict[str, Any]:
 
 def _converted(gguf: Path, cache: Path) -> Path:
     """Return the folder with the converted GGUF file, converting it if this was not done before."""
-    cache.mkdir(parents=True, exist_ok=True)
+    with _writing_to(cache):
+        cache.mkdir(parents=True, exist_ok=True)
     folder = cache / remembered(cache, [gguf], "sha256", lambda: _sha256(gguf), is_hex)
-    if not (folder / "config.json").is_file():
+    if leftovers(folder) or not _is_whole(folder, cache):
         # Two nodes of one machine may start together: one converts, the other waits for it.
-        with FileLock(folder.with_suffix(".lock")):
-            if not (folder / "config.json").is_file():
+        with _writing_to(cache), FileLock(folder.with_suffix(".lock")):
+            if _is_whole(folder, cache):
+                remove_leftovers(folder)
+            else:
                 convert_gguf(gguf, folder)
     return folder
+
+
+@contextlib.contextmanager
+def _writing_to(cache: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutOfDisk(
+            f"Cannot write to {cache}: {error.strerror or error}.",
+            hint="Make room there.",
+        ) from error
+
+
+def _is_whole(folder: Path, cache: Path) -> bool:
+    """Return whether a conversion is there and undamaged; unchanged files are not read again."""
+    if not (folder / "config.json").is_file():
+        return False
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return remembered(cache, files, "intact", lambda: str(is_intact(folder)), lambda text: text == "True") == "True"
 
 
 def _sha256(path: Path) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from node.core.errors import OutOfDisk, WeightsMissing
+from node.core.files import room_text, sync, write_whole
 from node.model.weights import TensorEntry, blocks_of, named_files, read_header
 from node.trust.manifest import Manifest, TensorFacts, tensor_hash
 
@@ -137,6 +139,22 @@ class FetchedFolder(ModelStore):
         self._files[name] = True
         return True
 
+    def drop_damaged(self, names: Iterable[str]) -> list[str]:
+        """Read the tensors that are here and remove those that are not the founder's any more; return their names.
+
+        Every start does so: a disk that rots changes neither size nor time of a file.
+
+        Raises:
+            OutOfDisk: one cannot be removed.
+        """
+        damaged = [name for name in sorted(self.held() & frozenset(names)) if not self.is_right(name)]
+        for name in damaged:
+            try:
+                self._file_of(name).unlink()
+            except OSError as error:
+                raise _disk(self.folder, error, self.manifest.tensors[name].num_bytes) from error
+        return damaged
+
     def begin(self, name: str) -> TensorPart:
         """Go on with a tensor from where it was broken off, or begin it.
 
@@ -146,7 +164,7 @@ class FetchedFolder(ModelStore):
         try:
             return TensorPart(self._file_of(name), name, self.manifest.tensors[name])
         except OSError as error:
-            raise _disk(self.folder, error) from error
+            raise _disk(self.folder, error, self.manifest.tensors[name].num_bytes) from error
 
     def _file_of(self, name: str) -> Path:
         return self.folder / f"tensor-{self._positions[name]:05d}.safetensors"
@@ -157,11 +175,9 @@ class FetchedFolder(ModelStore):
             self.folder.mkdir(parents=True, exist_ok=True)
             if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
                 return
-            temporary = path.with_name(name + _PART)
-            temporary.write_bytes(data)
-            temporary.replace(path)
+            write_whole(path, data)
         except OSError as error:
-            raise _disk(self.folder, error) from error
+            raise _disk(self.folder, error, len(data)) from error
 
 
 class TensorPart:
@@ -204,18 +220,19 @@ class TensorPart:
                 self.num_bytes += written
                 view = view[written:]
         except OSError as error:
-            raise _disk(self._path.parent, error) from error
+            raise _disk(self._path.parent, error, self._facts.num_bytes) from error
 
     def finish(self) -> bool:
         """Give the whole tensor its final name; return False, and drop it, if it is not the founder's."""
-        if self.num_bytes != self._facts.num_bytes or self._digest.hexdigest() != self._facts.digest:
-            self._temporary.unlink(missing_ok=True)
-            return False
         try:
+            if self.num_bytes != self._facts.num_bytes or self._digest.hexdigest() != self._facts.digest:
+                self._temporary.unlink(missing_ok=True)
+                return False
             os.fsync(self._file.fileno())
             self._temporary.replace(self._path)
+            sync(self._path.parent)
         except OSError as error:
-            raise _disk(self._path.parent, error) from error
+            raise _disk(self._path.parent, error, self._facts.num_bytes) from error
         return True
 
     def close(self) -> None:
@@ -233,7 +250,8 @@ def _is_file_with(path: Path, num_bytes: int, sha256: str) -> bool:
         return False
 
 
-def _disk(folder: Path, error: OSError) -> OutOfDisk:
+def _disk(folder: Path, error: OSError, needed_bytes: int) -> OutOfDisk:
     return OutOfDisk(
-        f"Cannot write to {folder}: {error.strerror}.", hint="Make room on the disk for the base model's weights."
+        f"Cannot write to {folder}: {error.strerror}. {room_text(folder, needed_bytes)}",
+        hint="Make room on the disk for the base model's weights.",
     )

@@ -21,10 +21,17 @@ def json_line(event: Event) -> str:
     return json.dumps({"at_s": round(time.time(), 3), **as_record(event)}, ensure_ascii=False, allow_nan=True)
 
 
+class _Log(RotatingFileHandler):
+    """A log that loses lines on a full disk, instead of printing a traceback for each."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Go on: the node tells of the full disk itself."""
+
+
 def file_sink(path: Path) -> Callable[[Event], None]:
     """Return a sink that appends to a log that rotates; single microbatches are left out."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = RotatingFileHandler(path, maxBytes=_MAX_LOG_BYTES, backupCount=_KEPT_LOGS, encoding="utf-8", delay=True)
+    handler = _Log(path, maxBytes=_MAX_LOG_BYTES, backupCount=_KEPT_LOGS, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(message)s"))
 
     def sink(event: Event) -> None:

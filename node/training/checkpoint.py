@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from node.core.errors import CheckpointError, OutOfDisk
 from node.core.events import Event, Fault
+from node.core.files import room_text, sync
 
 _GENERATION = re.compile(r"generation-(\d{8,12})")
 _SCRATCH = re.compile(r"\.(saving|removing)-[0-9a-f]{16}")
@@ -127,15 +128,22 @@ class CheckpointStore:
             scratch.mkdir()
             for name, data in files.items():
                 _write_synced(scratch / name, data)
-            _sync_folder(scratch)
+            sync(scratch)
             number = generations[-1][0] + 1 if generations else 1
             scratch.rename(self.folder / f"generation-{number:08d}")
-            _sync_folder(self.folder)
+            sync(self.folder)
         except OSError as error:
             shutil.rmtree(scratch, ignore_errors=True)
             raise self._explain(error, size) from None
         self._prune()
         return size
+
+    def free_bytes(self) -> int:
+        """Return the free space of the store's disk; 0 if it cannot be read."""
+        try:
+            return shutil.disk_usage(self.folder).free
+        except OSError:
+            return 0
 
     def load_latest(self, fingerprint: str) -> Checkpoint | None:
         """Return the newest generation that is whole, or None if nothing was ever saved here.
@@ -210,19 +218,13 @@ class CheckpointStore:
 
     def _explain(self, error: OSError, size: int) -> OutOfDisk | CheckpointError:
         """Turn a failed write into an error with path, bytes needed and bytes free."""
-        needed = f"{size / 2**20:.1f} MiB"
+        what = f"Cannot save a checkpoint to {self.folder}: {error.strerror or error}. {room_text(self.folder, size)}"
         if error.errno not in _DISK_ERRORS:
             return CheckpointError(
-                f"Cannot save a checkpoint of {needed} to {self.folder}: {error.strerror or error}.",
-                hint="Check that this folder can be written. The checkpoints before are untouched.",
+                what, hint="Check that this folder can be written. The checkpoints before are untouched."
             )
-        try:
-            free = f"{shutil.disk_usage(self.folder).free / 2**20:.1f} MiB is free"
-        except OSError:
-            free = "its free space cannot be read"
         return OutOfDisk(
-            f"Cannot save a checkpoint to {self.folder}: {error.strerror}. It needs {needed} and {free}.",
-            hint="Make room there, or give another place with --home. The checkpoints before are untouched.",
+            what, hint="Make room there, or give another place with --home. The checkpoints before are untouched."
         )
 
 
@@ -311,7 +313,7 @@ def _make_folder(folder: Path) -> None:
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for made in missing:
-        _sync_folder(made.parent)
+        sync(made.parent)
 
 
 def _write_synced(path: Path, data: bytes) -> None:
@@ -319,12 +321,3 @@ def _write_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the folder's entries durable: without it a rename may be lost, or kept without the file's bytes."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,12 +11,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from node.core.errors import NodeError
+from node.core.errors import NodeError, OutOfDisk
 from node.core.events import CheckpointSaved, EventBus, Fault
 from node.data.stream import Cursor
 from node.training.checkpoint import Checkpoint, CheckpointStore
 
 _SHARE_OF_TIME = 0.01
+_PAUSES = "Training pauses, and goes on by itself as soon as a checkpoint can be saved."
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,18 @@ class Saver:
         self._lock = asyncio.Lock()
         self._cost_s = 0.0
         self._saved_at = float("-inf")
+        self._refused: NodeError | None = None
+        self._needed_bytes = 0
         self.saved_version = -1
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the latest save failed: no step may be made that could not be saved either."""
+        return self._refused is not None
+
+    def has_room(self) -> bool:
+        """Return whether another attempt may succeed: a full disk is not filled again and again by trying."""
+        return not isinstance(self._refused, OutOfDisk) or self._store.free_bytes() >= self._needed_bytes
 
     def is_due(self, version: int) -> bool:
         """Return whether the version that was just committed should be saved."""
@@ -58,16 +70,16 @@ class Saver:
         return time.monotonic() - self._saved_at >= self._cost_s / _SHARE_OF_TIME
 
     async def save(self, snapshot: Snapshot) -> None:
-        """Save; a disk that is full is an event, and training goes on.
+        """Save; a failure is told once, and `is_blocked` until a save succeeds.
 
         The cost that `is_due` weighs counts from the call, copying included.
         """
+        was_blocked = self.is_blocked
         try:
             await self.save_or_raise(snapshot)
         except NodeError as error:
-            self._saved_at = time.monotonic()
-            self._cost_s = max(self._cost_s, 1.0)
-            self._events.emit(Fault(error.message, error.hint))
+            if not was_blocked:
+                self._events.emit(Fault(f"{error.message} {_PAUSES}", error.hint))
 
     async def save_or_raise(self, snapshot: Snapshot) -> None:
         """Save, and let the caller see what goes wrong.
@@ -90,7 +102,13 @@ class Saver:
                     "base_hash": snapshot.base_hash,
                 },
             )
-            size = await asyncio.to_thread(self._store.save, checkpoint)
+            self._needed_bytes = sum(len(data) for data in snapshot.adapters.values())
+            try:
+                size = await asyncio.to_thread(self._store.save, checkpoint)
+            except NodeError as error:
+                self._refused = error
+                raise
+            self._refused = None
             self._saved_at = time.monotonic()
             self._cost_s = self._saved_at - started
             self.saved_version = snapshot.version

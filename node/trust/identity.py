@@ -9,7 +9,6 @@ Format: https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from node.core.errors import ConfigError
+from node.core.errors import ConfigError, OutOfDisk
+from node.core.files import room_text, write_whole
 from node.core.types import PeerId
 
 _KEY_BITS = 2048
@@ -53,20 +53,21 @@ class Identity:
 
         Raises:
             ConfigError: the file is there and is not such a key.
+            OutOfDisk: it cannot be written.
         """
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
             key = rsa.generate_private_key(public_exponent=65537, key_size=_KEY_BITS)
             der = key.private_bytes(
                 serialization.Encoding.DER, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
             )
-            temporary = path.with_suffix(".new")
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(_wrap(der))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, _wrap(der), mode=0o600)
+            except OSError as error:
+                raise OutOfDisk(
+                    f"Cannot write {path}: {error.strerror}. {room_text(path.parent, len(der))}",
+                    hint="Make room on the disk, or choose another --home.",
+                ) from error
         data = path.read_bytes()[: _MAX_KEY_FILE_BYTES + 1]
         try:
             loaded = serialization.load_der_private_key(_unwrap(data), password=None)

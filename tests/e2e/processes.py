@@ -56,8 +56,10 @@ class Node:
             process_group=0,
             env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
         )
-        for stream, sink in ((self.child.stdout, self._event), (self.child.stderr, self.errors.append)):
-            threading.Thread(target=self._read, args=(stream, sink), daemon=True).start()
+        sinks = ((self.child.stdout, self._event), (self.child.stderr, self.errors.append))
+        self._readers = [threading.Thread(target=self._read, args=pair, daemon=True) for pair in sinks]
+        for reader in self._readers:
+            reader.start()
 
     @staticmethod
     def _read(stream, sink):
@@ -112,7 +114,14 @@ class Node:
         self.child.terminate()
         return self.child.wait(timeout)
 
+    def end(self, timeout):
+        """Wait for its end, and until all that it said was read; return its exit code."""
+        code = self.child.wait(timeout)
+        for reader in self._readers:
+            reader.join(20)
+        return code
+
     def kill(self):
         if self.child.poll() is None:
             self.child.kill()
-        self.child.wait(20)
+        self.end(20)

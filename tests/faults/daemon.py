@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from faults.durable import durable_steps
 from faults.fault import read_faults
 from faults.injector import injected
 from faults.protocol import protocol_steps
@@ -15,5 +16,5 @@ from node.cli.main import main
 
 if __name__ == "__main__":
     chosen = read_faults(Path(sys.argv.pop(1)))
-    with injected(*chosen, protocol_steps()):
+    with injected(*chosen, durable_steps(), protocol_steps()):
         main()

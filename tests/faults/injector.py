@@ -38,6 +38,8 @@ class Injector:
         """Point and action of each fault that struck."""
         self.unnamed: set[str] = set()
         """Steps that were seen in the code under test and that no generated name covers: must stay empty."""
+        self.on_write: Callable[[int], None] | None = None
+        """Told the descriptor of a file of ours that was just written to."""
         self._counts: collections.Counter[int] = collections.Counter()
         self._lock = threading.Lock()
 
@@ -72,13 +74,14 @@ class Injector:
             @functools.wraps(function)
             async def step_async(*arguments: Any, **options: Any) -> Any:
                 faults = due(arguments)
-                for fault in (f for f in faults if f.when == "before"):
-                    if fault.action == "delay":
-                        await asyncio.sleep(fault.seconds)
-                    arguments = before(fault, arguments)
-                result = await function(*arguments, **options)
-                for _ in (f for f in faults if f.action == "repeat"):
+                with _ending_anyway(faults):
+                    for fault in (f for f in faults if f.when == "before"):
+                        if fault.action == "delay":
+                            await asyncio.sleep(fault.seconds)
+                        arguments = before(fault, arguments)
                     result = await function(*arguments, **options)
+                    for _ in (f for f in faults if f.action == "repeat"):
+                        result = await function(*arguments, **options)
                 for fault in (f for f in faults if f.when == "after"):
                     if fault.action == "delay":
                         await asyncio.sleep(fault.seconds)
@@ -90,19 +93,19 @@ class Injector:
         @functools.wraps(function)
         def step(*arguments: Any, **options: Any) -> Any:
             faults = due(arguments)
-            for fault in (f for f in faults if f.when == "before"):
-                if fault.action == "delay" and _is_on_a_loop():
-                    # a loop must not be blocked: the step is done later, and its caller is told nothing
-                    asyncio.get_running_loop().call_later(
-                        fault.seconds, functools.partial(function, *arguments, **options)
-                    )
-                    return None
-                if fault.action == "delay":
-                    time.sleep(fault.seconds)
-                arguments = before(fault, arguments)
-            result = function(*arguments, **options)
-            for _ in (f for f in faults if f.action == "repeat"):
+            with _ending_anyway(faults):
+                for fault in (f for f in faults if f.when == "before"):
+                    if fault.action == "delay" and _is_on_a_loop():
+                        # a loop must not be blocked: the step is done later, and its caller is told nothing
+                        later = functools.partial(function, *arguments, **options)
+                        asyncio.get_running_loop().call_later(fault.seconds, later)
+                        return None
+                    if fault.action == "delay":
+                        time.sleep(fault.seconds)
+                    arguments = before(fault, arguments)
                 result = function(*arguments, **options)
+                for _ in (f for f in faults if f.action == "repeat"):
+                    result = function(*arguments, **options)
             for fault in (f for f in faults if f.when == "after"):
                 if fault.action == "delay":
                     time.sleep(fault.seconds)
@@ -118,6 +121,18 @@ def _is_on_a_loop() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def _ending_anyway(faults: Sequence[Fault]) -> Iterator[None]:
+    """What ends the process after a step does so after one that failed, too."""
+    try:
+        yield
+    except Exception:
+        for fault in faults:
+            if fault.when == "after" and fault.action in ("kill", "exit", "stop"):
+                strike(fault)
+        raise
 
 
 def strike(fault: Fault) -> None:
