@@ -32,7 +32,8 @@ demo-pipeline: env
 	$(BIN)/potluck demo --pipeline
 
 test: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not swarm and not e2e"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "swarm or e2e"
 
 check: env lint types
 

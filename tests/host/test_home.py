@@ -1,6 +1,7 @@
 """The node's folder: locked, remembered, and never half written."""
 
 import multiprocessing
+import stat
 
 import pytest
 
@@ -39,6 +40,13 @@ def test_a_second_node_is_kept_out_of_a_home(home):
     other.join(20)
     home.acquire()
     home.release()
+
+
+def test_a_home_is_for_its_owner_alone(tmp_path):
+    home = Home(tmp_path / "not" / "there")
+    home.acquire()
+    home.release()
+    assert stat.S_IMODE(home.path.stat().st_mode) == 0o700
 
 
 def test_a_lock_whose_owner_was_killed_does_not_stop_the_next_start(home):
