@@ -1,6 +1,6 @@
 """Real nodes that lose sight of each other, sleep, or all die: what they do meanwhile, and how they come together again.
 
-The short form has two nodes, the long one (`--soak`) four in two halves, longer times and a slow link.
+The long form alone (`--soak`): four nodes in two halves, and three of which one is behind a slow link.
 """
 
 import os
@@ -19,8 +19,6 @@ pytestmark = [
 ]
 HEAL_S = 30.0
 """After so long the halves are one swarm again."""
-
-
 SIDES = (0, 0, 1, 1)
 APART_S = 30.0
 ASLEEP_S = 60.0
