@@ -154,6 +154,8 @@ def _add_peers(answer: control_pb2.GetStatusResponse, view: SwarmView, plan: Sta
             first_stage=peer.shard.first_stage,
             stop_stage=peer.shard.stop_stage,
             drives=peer.drives,
+            stage_tokens_per_s=peer.stage_tokens_per_s,
+            capacity_stages=peer.capacity_stages,
         )
         if plan is not None and len(peer.shard) and peer.shard.stop_stage <= plan.num_stages:
             layers = peer.shard.layers(plan)

@@ -96,7 +96,9 @@ class Sync:
         # at step 0 the bits here are those that every run begins with, and the swarm is further
         fresh = self._adapters.keys() if before.version == 0 else self._unknown
         missing = wanted - sources.keys()
-        if missing and not self._go_without(missing, lost=missing & set(fresh), view=view):
+        if not missing:
+            self._searching_since = None
+        elif not self._go_without(missing, lost=missing & set(fresh), view=view):
             await asyncio.sleep(_RETRY_S)
             return
         for stage, holder in sources.items():

@@ -3,6 +3,8 @@
 import hashlib
 import importlib.util
 import os
+import subprocess
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,31 @@ def smollm2() -> Path:
     with gguf.open("rb") as file:
         assert hashlib.file_digest(file, "sha256").hexdigest() == SMOLLM2_SHA256
     return resolve_base_model(str(gguf), cache=platformdirs.user_cache_path("potluck") / "models")
+
+
+@pytest.fixture
+async def two_nodes(tmp_path):
+    """Two identities, each with its own p2p daemon on loopback that does not know the other."""
+    from node.network.processes import start_p2p
+    from node.trust.identity import Identity
+
+    async with AsyncExitStack() as stack:
+        nodes = []
+        for name in "ab":
+            identity = Identity.load_or_create(tmp_path / name / "identity.key")
+            running = await start_p2p(tmp_path / name, identity_path=identity.path, listen=["/ip4/127.0.0.1/tcp/0"])
+            stack.push_async_callback(running.close)
+            nodes.append((identity, running))
+        yield nodes
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 16 MB, really full when it is full."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs needs root and CAP_SYS_ADMIN")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -11,11 +11,9 @@ from node.core.errors import PeerBusy
 from node.core.events import AdapterSynced, EventBus, Fault
 from node.core.types import Peer, PeerId, PeerState, Progress, Shard, SwarmView
 from node.network.door import Door, StageState
-from node.network.processes import start_p2p
 from node.syncing import Sync
 from node.training.adapter import StageAdapter
 from node.training.state import encode
-from node.trust.identity import Identity
 from node.trust.seal import ModelIdentity, RunSeal, seal_run
 
 pytestmark = pytest.mark.swarm
@@ -70,28 +68,16 @@ class Source:
 
 
 @pytest.fixture
-async def swarm(tmp_path, monkeypatch):
+async def swarm(two_nodes, monkeypatch):
     """A node at step 3 with stage 1 whose replica serves step 5, and the parts of a view."""
     monkeypatch.setattr(syncing, "_RETRY_S", 0.0)
-    nodes = []
-    for name in "ab":
-        identity = Identity.load_or_create(tmp_path / name / "identity.key")
-        nodes.append(
-            (
-                identity,
-                await start_p2p(tmp_path / name, identity_path=identity.path, listen=["/ip4/127.0.0.1/tcp/0"]),
-            )
-        )
-    (identity, replica), (_, mine) = nodes
+    (identity, replica), (_, mine) = two_nodes
     await mine.connect((await replica.addresses())[0])
     model = ModelIdentity(digest="ab" * 32, config={})
     seal = RunSeal(fingerprint=RUN, recipe="{}", model=model, founded_at_s=1.0)
-    theirs = adapter_at(5, 5.0)
-    door = Door(Source(seal_run(seal, identity), theirs))
+    door = Door(Source(seal_run(seal, identity), adapter_at(5, 5.0)))
     await door.open(replica.p2p)
-    yield mine, PeerId(replica.peer_id)
-    for _, running in nodes:
-        await running.close()
+    return mine, PeerId(replica.peer_id)
 
 
 def start_sync(running, adapter, events, unknown=()):

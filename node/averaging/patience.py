@@ -18,7 +18,7 @@ from node.core.types import PeerId, RoundStatus
 LEFT_OUT_S = 60.0
 """How long a peer that held up a round is not called again."""
 MOVED_WITHIN_S = 3.0
-"""A peer of which a chunk came or went so lately is under way: 256 KiB take 2 s at 1 Mbit/s."""
+"""A peer of which a chunk came or went so lately is under way: 64 KiB take half a second at 1 Mbit/s."""
 
 
 class Patience:

@@ -129,7 +129,9 @@ class Streams:
         except PeerLost as error:
             self._feed(Broken(round, None, str(error)))
             return
-        except Exception as error:
+        except (
+            Exception
+        ) as error:  # as in `_exchange_with`: the others must not wait for the deadline; it is raised again
             self._feed(Broken(round, None, f"a bug in this node: {error!r}"))
             raise
         if exchange.result is not None and not exchange.result.done():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from node.cli.common import json_option, model_cache, print_json, quiet_option
+from node.cli.common import home_option, json_option, model_cache, print_json, quiet_option
 from node.cli.plan_peers import plan_peers, task_of
 
 if TYPE_CHECKING:
@@ -50,8 +50,10 @@ _BESIDE = (("process", "the program"), ("averaging", "a round's buffers"))
 @click.option(
     "--peers",
     metavar="MACHINES",
-    help="Plan for these machines instead, e.g. `8GB@100Mbit,12GB,2x24GB`; the first has the data.",
+    help="Plan for these machines instead, e.g. `8GB@100Mbit,12GB,2x24GB`; the first has the data. `swarm`: for those "
+    "of the swarm that the node under --home is in, as measured.",
 )
+@home_option
 @json_option
 @quiet_option
 def command(
@@ -60,6 +62,7 @@ def command(
     device: str,
     nodes: tuple[int, ...],
     peers: str | None,
+    home: Path,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -92,7 +95,7 @@ def command(
         on_gpu=here.name.startswith("cuda"),
     )
     if peers is not None:
-        plan_peers(peers, wanted, task_of(wanted, shape, adapter, work), as_json=as_json, quiet=quiet)
+        plan_peers(peers, wanted, task_of(wanted, shape, adapter, work), home=home, as_json=as_json, quiet=quiet)
         return
     plan = plan_memory(shape, adapter, work)
     speed = tokens_per_s(

@@ -10,27 +10,41 @@ import click
 from node.cli.common import print_json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from node.config.recipe import Recipe
     from node.host.advice import Advice
+    from node.host.machines import Machine
     from node.host.memory import AdapterShape, Workload
     from node.host.shapes import ModelShape
     from node.host.splitting import Pipeline, Task
 
+SWARM = "swarm"
+"""In place of machines: those of the swarm that the node on this machine is in."""
 
-def plan_peers(text: str, recipe: Recipe, task: Task, *, as_json: bool, quiet: bool) -> None:
-    """Print the plan for the machines that `text` names.
+
+def plan_peers(text: str, recipe: Recipe, task: Task, *, home: Path, as_json: bool, quiet: bool) -> None:
+    """Print the plan for the machines that `text` names, or for the swarm of the node under `home`.
 
     Raises:
-        ConfigError: The text is not in order.
+        ConfigError: The text is not in order, or the swarm trains another model or has measured nothing yet.
+        NotRunning: The swarm is asked for, and no node runs under `home`.
         OutOfDeviceMemory: The machines cannot hold the model.
     """
     from node.core.errors import OutOfDeviceMemory
     from node.host.advice import Rounds, advise
     from node.host.machines import parse_machines
 
+    about = []
+    if text == SWARM:
+        task, machines = _swarm(home, task)
+        about.append("Room and speeds are those that the swarm's nodes announce; their links are not known.")
+    else:
+        machines = parse_machines(text)
     averaging = recipe.potluck.averaging
-    advice = advise(task, parse_machines(text), Rounds(averaging.compression, averaging.target_batch_tokens))
+    advice = advise(task, machines, Rounds(averaging.compression, averaging.target_batch_tokens))
     record = _record(task, advice)
+    record["advice"] = [*about, *record["advice"]]
     if as_json:
         print_json(record)
     elif quiet:
@@ -53,6 +67,37 @@ def task_of(recipe: Recipe, shape: ModelShape, adapter: AdapterShape, work: Work
         stages = stages_of(shape, nf4=work.quantization == "nf4")
     plan = StagePlan.even(shape.num_layers, min(stages, shape.num_layers))
     return Task(shape, adapter, on_cards, plan, recipe.potluck.activations, recipe.potluck.wire)
+
+
+def _swarm(home: Path, task: Task) -> tuple[Task, tuple[Machine, ...]]:
+    """Return the task as the running swarm cuts it, and the swarm's machines."""
+    from node.control.client import ControlClient
+    from node.core.errors import ConfigError
+    from node.core.types import StagePlan
+    from node.host.measured import Measured, machines_of
+
+    with ControlClient(home) as client:
+        status = client.status()
+    layers = task.shape.num_layers
+    if not status.num_stages:
+        raise ConfigError("The node here has not loaded its model yet.", hint="Plan again in a moment.")
+    if status.num_layers != layers:
+        raise ConfigError(
+            f"The node here trains a model of {status.num_layers} layers, and the recipe's has {layers}.",
+            hint="Give the recipe that the swarm trains.",
+        )
+    task = replace(task, plan=StagePlan.even(layers, status.num_stages))
+    nodes = [
+        # an undivided model is measured by what its driver trains
+        Measured(
+            peer.name,
+            peer.capacity_stages,
+            peer.stage_tokens_per_s or (peer.tokens_per_s if status.num_stages == 1 else 0.0),
+            peer.drives,
+        )
+        for peer in sorted(status.peers, key=lambda peer: (not peer.is_me, peer.peer_id))
+    ]
+    return task, machines_of(task, nodes)
 
 
 def _record(task: Task, advice: Advice) -> dict[str, Any]:

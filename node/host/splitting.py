@@ -155,7 +155,7 @@ def replicas(task: Task, machines: Sequence[Machine]) -> tuple[Pipeline, ...]:
 
 def missing_bytes(task: Task, driver: Machine, others: Sequence[Machine]) -> int:
     """Return about how much memory is lacking for all layers, 0 if they can be held."""
-    in_flight = _in_flight(len(others))
+    in_flight = microbatches_under_way(len(others))
     most = [_most_layers(task, driver, ends=True, in_flight=in_flight)]
     most += [_most_layers(task, machine, ends=False, in_flight=in_flight) for machine in others]
     lacking = task.shape.num_layers - sum(max(0, layers) for layers in most)
@@ -213,7 +213,7 @@ def _limit(
         drives = index == 0
         up, down = _bytes_per_token(task, num_hops, drives=drives, holds_first=False)
         link_s = 8e-6 * max(up / machine.up_mbit_per_s, down / machine.down_mbit_per_s)
-        in_memory = _most_layers(task, machine, ends=drives, in_flight=_in_flight(num_hops))
+        in_memory = _most_layers(task, machine, ends=drives, in_flight=microbatches_under_way(num_hops))
         bounds.append(_Bounds(machine, in_memory, link_s, task.ends_flop if drives else 0))
     slow, fast = 0.0, sum(m.flop_per_s for m in (driver, *others)) * EFFICIENCY / task.flop
     best = _counts_at(task, bounds, num_hops, slow, heed_links=heed_links)
@@ -256,7 +256,7 @@ def _trimmed(task: Task, most: dict[Machine, int]) -> list[int]:
     return counts
 
 
-def _in_flight(num_hops: int) -> int:
+def microbatches_under_way(num_hops: int) -> int:
     """Return how many microbatches keep that many hops and the driver busy, with one on its way."""
     return num_hops + 2 if num_hops else 1
 
@@ -295,7 +295,7 @@ def _placed(task: Task, machines: Sequence[Machine], counts: Sequence[int]) -> P
                 first_layer=ranges[0].start if ranges else 0,
                 num_layers=num_layers,
                 drives=drives,
-                needed_bytes=task.needed_bytes(num_layers, ends=drives, in_flight=_in_flight(num_hops)),
+                needed_bytes=task.needed_bytes(num_layers, ends=drives, in_flight=microbatches_under_way(num_hops)),
                 up_bytes=up,
                 down_bytes=down,
                 compute_s=flop / (machine.flop_per_s * EFFICIENCY),

@@ -43,26 +43,41 @@ async def read_frame(reader: asyncio.StreamReader, message: Message, *, max_byte
 
 
 async def write_bulk(
-    writer: asyncio.StreamWriter, data: memoryview, note: Callable[[memoryview], None] = lambda _: None
+    writer: asyncio.StreamWriter,
+    data: memoryview,
+    note: Callable[[memoryview], None] = lambda _: None,
+    moved: Callable[[], None] = lambda: None,
 ) -> None:
-    """Send `data` chunk by chunk; `note` sees each chunk while earlier ones travel (to hash it)."""
+    """Send `data` chunk by chunk.
+
+    Args:
+        writer: Of the stream.
+        data: Bytes.
+        note: Sees each chunk while earlier ones travel (to hash it).
+        moved: Called whenever there is room for more again: what went before has moved on.
+    """
     for start in range(0, len(data), CHUNK_BYTES):
         chunk = data[start : start + CHUNK_BYTES]
         writer.write(chunk)
         note(chunk)
         await asyncio.wait_for(writer.drain(), CHUNK_S)
+        moved()
 
 
 async def read_bulk(
-    reader: asyncio.StreamReader, num_bytes: int, note: Callable[[memoryview], None] = lambda _: None
+    reader: asyncio.StreamReader,
+    num_bytes: int,
+    note: Callable[[memoryview], None] = lambda _: None,
+    moved: Callable[[], None] = lambda: None,
 ) -> bytearray:
-    """Read `num_bytes`, chunk by chunk."""
+    """Read `num_bytes`, chunk by chunk; `note` sees each, and `moved` is called with it."""
     data = bytearray(num_bytes)
     view = memoryview(data)
     for start in range(0, num_bytes, CHUNK_BYTES):
         chunk = view[start : start + CHUNK_BYTES]
         chunk[:] = await asyncio.wait_for(reader.readexactly(len(chunk)), CHUNK_S)
         note(chunk)
+        moved()
     return data
 
 

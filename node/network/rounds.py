@@ -163,7 +163,7 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
                 checksums = []
                 for part in parts.parts:
                     checksum = _Checksum()
-                    await write_bulk(writer, memoryview(part), _both(checksum.update, moved))
+                    await write_bulk(writer, memoryview(part), checksum.update, moved)
                     checksums.append(checksum.digest())
                 num_bytes = sum(len(part) for part in parts.parts)
                 write_frame(writer, round_pb2.RoundPartEnd(num_bytes=num_bytes, digests=checksums))
@@ -223,7 +223,7 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
         taken = Parts(tuple(header.weights), tuple(part.data for part in parts))
         results = await handler.take_parts(round, sender, taken)
         for result in results:
-            await write_bulk(writer, memoryview(result.data), lambda _: moved())
+            await write_bulk(writer, memoryview(result.data), moved=moved)
         end = round_pb2.RoundPartEnd(
             num_bytes=sum(len(result.data) for result in results),
             digests=[result.digest for result in results],
@@ -273,14 +273,6 @@ class _Checksum:
         return self._value.to_bytes(4, "big")
 
 
-def _both(update: Callable[[memoryview], None], moved: Callable[[], None]) -> Callable[[memoryview], None]:
-    def note(chunk: memoryview) -> None:
-        update(chunk)
-        moved()
-
-    return note
-
-
 async def _read(
     reader: asyncio.StreamReader,
     expected: Sequence[int],
@@ -293,7 +285,7 @@ async def _read(
     pieces, digests = [], []
     for num_bytes in expected:
         digest = make_digest()
-        pieces.append(await read_bulk(reader, num_bytes, _both(digest.update, moved)))
+        pieces.append(await read_bulk(reader, num_bytes, digest.update, moved))
         digests.append(digest.digest())
     end = round_pb2.RoundPartEnd()
     await asyncio.wait_for(read_frame(reader, end, max_bytes=_MAX_FRAME_BYTES), CHUNK_S)

@@ -145,9 +145,8 @@ class StageTransport:
         if handler is None or request.fingerprint != self._fingerprint:
             raise Malformed("I do not train that")
         if request.kind == pb.STAGE_KIND_PING:
-            await self._read(
-                sender, reader, 0
-            )  # a stream that is closed before its end is read is a broken pipe over there
+            # a stream that is closed before its end is read is a broken pipe over there
+            await self._read(sender, reader, 0)
             await self._write(sender, writer, pb.StageReply(status=pb.STAGE_STATUS_DONE), ())
             return
         sizes = handler.expect(sender, request)
@@ -160,6 +159,12 @@ class StageTransport:
         reply.has_tensor = len(tensor) > 0
         await self._write(sender, writer, reply, (tensor,) if len(tensor) else ())
 
+    def _moved(self, peer: PeerId) -> None:
+        self._moved_at.pop(peer, None)
+        self._moved_at[peer] = time.monotonic()
+        if len(self._moved_at) > _MAX_STREAMS:
+            del self._moved_at[next(iter(self._moved_at))]  # the one that moved longest ago
+
     async def _write(
         self,
         peer: PeerId,
@@ -168,17 +173,14 @@ class StageTransport:
         tensors: Sequence[bytes | memoryview],
     ) -> None:
         write_frame(writer, message)
-        checksum, num_bytes, num_chunks = 0, 0, 0
+        checksum, num_bytes = 0, 0
 
         def note(chunk: memoryview) -> None:
-            nonlocal checksum, num_chunks
+            nonlocal checksum
             checksum = zlib.crc32(chunk, checksum)
-            if num_chunks:  # the one before this has been taken
-                self._moved_at[peer] = time.monotonic()
-            num_chunks += 1
 
         for tensor in tensors:
-            await write_bulk(writer, memoryview(tensor).cast("B"), note)
+            await write_bulk(writer, memoryview(tensor).cast("B"), note, lambda: self._moved(peer))
             num_bytes += memoryview(tensor).nbytes
         write_frame(writer, pb.StageEnd(num_bytes=num_bytes, crc32=checksum))
         await asyncio.wait_for(writer.drain(), CHUNK_S)
@@ -191,9 +193,8 @@ class StageTransport:
         def note(chunk: memoryview) -> None:
             nonlocal checksum
             checksum = zlib.crc32(chunk, checksum)
-            self._moved_at[peer] = time.monotonic()
 
-        data = await read_bulk(reader, num_bytes, note)
+        data = await read_bulk(reader, num_bytes, note, lambda: self._moved(peer))
         end = pb.StageEnd()
         await asyncio.wait_for(read_frame(reader, end, max_bytes=64), CHUNK_S)
         if end.num_bytes != num_bytes or end.crc32 != checksum:

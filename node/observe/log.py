@@ -22,10 +22,12 @@ def json_line(event: Event) -> str:
 
 
 class _Log(RotatingFileHandler):
-    """A log that loses lines on a full disk, instead of printing a traceback for each."""
+    """A log that loses lines on a disk that refuses, instead of printing a traceback for each."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Go on: the node tells of the full disk itself."""
+        """Go on if it is the disk, of which the node tells by itself."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 def file_sink(path: Path) -> Callable[[Event], None]:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from three_replicas import of, run, sent
 
 from node.core.round_messages import Answer, Ask, Call, Fail, Knowledge, Open, SpanResult, Tell, Verdict, Vote
 from node.core.round_shares import keys_for, shares_of
@@ -24,11 +25,9 @@ from node.core.round_state import (
     RoundPlan,
     RoundState,
     SealDone,
-    Send,
     SpanIn,
     Tick,
 )
-from node.core.round_step import step
 from node.core.types import NO_SHARD, RoundStatus, Shard, Standing
 
 SHARDS = {"a": Shard(0, 2), "b": Shard(1, 3), "c": Shard(0, 1), "d": Shard(2, 3), "e": NO_SHARD}
@@ -63,22 +62,6 @@ def between(owner, who):
 def peer(who):
     sizes = answer(who).sizes
     return RoundState(who, standing(who), "none/mean/3", 3, SHARDS[who], sizes, base_round="q", alive=SHARDS)
-
-
-def run(state, *events, now_s=0.0):
-    effects = ()
-    for event in events:
-        state, more = step(state, event, now_s)
-        effects += more
-    return state, effects
-
-
-def of(effects, kind):
-    return [effect for effect in effects if isinstance(effect, kind)]
-
-
-def sent(effects):
-    return [(effect.to, effect.message) for effect in of(effects, Send)]
 
 
 def prepared(who, **changes):

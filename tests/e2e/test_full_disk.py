@@ -1,24 +1,11 @@
 """A node whose disk is full pauses, says why, and goes on by itself when there is room."""
 
 import contextlib
-import subprocess
 import time
 
 import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 16 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small tmpfs needs root and CAP_SYS_ADMIN")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fill(disk):

@@ -44,6 +44,12 @@ def test_the_result_of_three_stages_is_used_from_any_node(smollm2, tmp_path, rec
     owner.wait_for(lambda n: n.of("CheckpointSaved"), "a checkpoint")
     lender.wait_for(lambda n: n.of("CheckpointSaved"), "a checkpoint")
 
+    plan = json.loads(potluck("plan", path, "--peers", "swarm", "--home", tmp_path / "b", "--json").stdout)
+    places = [place for pipeline in plan["pipelines"] for place in pipeline["places"]]
+    assert plan["num_stages"] == 3
+    assert {place["machine"] for place in places} <= {"#1 (anna)", "#2 (bert)"}
+    assert all(place["compute_tokens_per_s"] > 0 for place in places)
+
     for _ in range(4):  # a step may fall between the export and the look at the disk
         step = export(tmp_path / "b", tmp_path / "out")
         parts = [parts_at(tmp_path / name, step) for name in "ab"]

@@ -64,17 +64,17 @@ class _LyingChecksum(rounds._Checksum):
         return bytes(byte ^ 1 for byte in digest) if _mischief.get() == "wrong checksum" else digest
 
 
-async def _write_bulk(writer, data, note=lambda _: None):
+async def _write_bulk(writer, data, *notes, **named):
     if (line := _line.get()) is not None:
         for start in range(0, len(data), frames.CHUNK_BYTES):
             chunk = data[start : start + frames.CHUNK_BYTES]
             await line.carry(len(chunk))
-            await frames.write_bulk(writer, chunk, note)
+            await frames.write_bulk(writer, chunk, *notes, **named)
         return
     if _mischief.get() not in ("cut off", "stall"):
-        await frames.write_bulk(writer, data, note)
+        await frames.write_bulk(writer, data, *notes, **named)
         return
-    await frames.write_bulk(writer, data[: len(data) // 2], note)
+    await frames.write_bulk(writer, data[: len(data) // 2], *notes, **named)
     if _mischief.get() == "stall":
         await asyncio.sleep(1e9)
     writer.close()

@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import hashlib
-from contextlib import AsyncExitStack
 from typing import AsyncIterator  # noqa: UP035
 
 import pytest
@@ -14,8 +13,6 @@ from node.core.types import PeerState
 from node.enlist import _check_clock
 from node.network import door as door_module
 from node.network.door import Door, StageState, fetch_state, say_hello
-from node.network.processes import start_p2p
-from node.trust.identity import Identity
 from node.trust.seal import ModelIdentity, RunSeal, SealedRun, seal_run
 from node.v1 import swarm_pb2
 
@@ -64,18 +61,11 @@ Cheat.__name__ = "Door"  # the name on the wire is the class's
 
 
 @pytest.fixture
-async def pair(tmp_path):
-    async with AsyncExitStack() as stack:
-        nodes = []
-        for name in "ab":
-            identity = Identity.load_or_create(tmp_path / name / "identity.key")
-            running = await start_p2p(tmp_path / name, identity_path=identity.path, listen=["/ip4/127.0.0.1/tcp/0"])
-            stack.push_async_callback(running.close)
-            nodes.append((identity, running))
-        (identity, host), (_, guest) = nodes
-        await guest.connect((await host.addresses())[0])
-        seal = RunSeal(fingerprint=RUN, recipe="{}", model=ModelIdentity(digest="ab" * 32, config={}), founded_at_s=1.0)
-        yield Source(seal_run(seal, identity)), host, guest
+async def pair(two_nodes):
+    (identity, host), (_, guest) = two_nodes
+    await guest.connect((await host.addresses())[0])
+    seal = RunSeal(fingerprint=RUN, recipe="{}", model=ModelIdentity(digest="ab" * 32, config={}), founded_at_s=1.0)
+    return Source(seal_run(seal, identity)), host, guest
 
 
 def fetch(guest, host, **changes):

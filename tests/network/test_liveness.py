@@ -1,15 +1,12 @@
 """Telling a peer that is dead from one whose link is full."""
 
 import asyncio
-from contextlib import AsyncExitStack
 
 import pytest
 
 from node.core.types import PeerId
 from node.network import stages as stages_module
-from node.network.processes import start_p2p
 from node.network.stages import StageTransport
-from node.trust.identity import Identity
 from node.v1 import pipeline_pb2 as pb
 
 pytestmark = pytest.mark.swarm
@@ -38,19 +35,12 @@ class Nothing:
 
 
 @pytest.fixture
-async def pair(tmp_path):
-    async with AsyncExitStack() as stack:
-        nodes = []
-        for name in "ab":
-            identity = Identity.load_or_create(tmp_path / name / "identity.key")
-            running = await start_p2p(tmp_path / name, identity_path=identity.path, listen=["/ip4/127.0.0.1/tcp/0"])
-            stack.push_async_callback(running.close)
-            nodes.append(running)
-        driver, holder = nodes
-        await driver.connect((await holder.addresses())[0])
-        far = FullLink(holder.p2p, fingerprint=RUN)
-        await far.open(Nothing())
-        yield StageTransport(driver.p2p, fingerprint=RUN), PeerId(holder.peer_id)
+async def pair(two_nodes):
+    (_, driver), (_, holder) = two_nodes
+    await driver.connect((await holder.addresses())[0])
+    far = FullLink(holder.p2p, fingerprint=RUN)
+    await far.open(Nothing())
+    return StageTransport(driver.p2p, fingerprint=RUN), PeerId(holder.peer_id)
 
 
 async def test_a_peer_that_takes_what_is_sent_is_alive_though_its_pings_are_late(pair, monkeypatch):

@@ -1,13 +1,10 @@
 """What hivemind's client has to bear in a process that lives for weeks."""
 
 import asyncio
-from contextlib import AsyncExitStack
 
 import pytest
 from hivemind.p2p import P2PContext, PeerID, ServicerBase
 
-from node.network.processes import start_p2p
-from node.trust.identity import Identity
 from node.v1 import round_pb2
 
 pytestmark = pytest.mark.swarm
@@ -21,15 +18,8 @@ class Echo(ServicerBase):
 
 
 @pytest.fixture
-async def pair(tmp_path):
-    async with AsyncExitStack() as stack:
-        made = []
-        for name in "ab":
-            identity = Identity.load_or_create(tmp_path / name / "identity.key")
-            running = await start_p2p(tmp_path / name, identity_path=identity.path, listen=["/ip4/127.0.0.1/tcp/0"])
-            stack.push_async_callback(running.close)
-            made.append(running)
-        yield made
+def pair(two_nodes):
+    return [running for _, running in two_nodes]
 
 
 async def test_a_call_that_is_cancelled_as_its_answer_comes_leaves_the_others_answered(pair):

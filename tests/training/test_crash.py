@@ -142,18 +142,6 @@ def test_without_the_checksum_a_flipped_bit_gets_in(tmp_path, monkeypatch):
     assert store.load_latest("run") != make(1, 4096)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 16 MB, really full when it is full."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small tmpfs needs root and CAP_SYS_ADMIN")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_full_disk_is_told_with_path_and_bytes_and_leaves_the_generation_before(small_disk):
     store = CheckpointStore(small_disk / "checkpoints")
     store.save(make(1))
