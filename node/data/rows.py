@@ -201,8 +201,12 @@ def _read_parquet(file: Path) -> Rows:
                 for value in batch.to_pylist():
                     number += 1
                     yield Row(f"{file}: row {number}", value)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"{file}: not a readable parquet file: {str(error).splitlines()[0]}") from error
+    # where a file is damaged decides which of these it is: footer, page, column or text
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's own: the file cannot be read at all
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"{file}: not a readable parquet file: {reason}", hint="is the file whole?") from error
 
 
 def _read_text(file: Path) -> Rows:

@@ -1,6 +1,7 @@
 """Rows out of files of every kind, and the place of each one that is wrong."""
 
 import json
+import random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -120,6 +121,21 @@ def test_parquet_gives_its_rows_with_nested_turns(tmp_path):
 
     assert [row.value for row in found] == rows
     assert found[1].where == f"{tmp_path / 'a.parquet'}: row 2"
+
+
+def test_a_flipped_bit_in_a_parquet_file_is_an_error_that_names_the_file_or_does_no_harm(tmp_path):
+    pq.write_table(pa.table({"text": [f"row {i} " * 20 for i in range(300)]}), tmp_path / "good.parquet")
+    good, dice = (tmp_path / "good.parquet").read_bytes(), random.Random(1)
+    told = set()
+    for _ in range(300):
+        data = bytearray(good)
+        data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+        try:
+            values(write(tmp_path / "a.parquet", bytes(data)))
+        except DataError as error:
+            told.add(error.message)
+    assert len(told) > 3, "damage of several kinds was met"
+    assert all(message.startswith(f"{tmp_path / 'a.parquet'}: not a readable parquet file: ") for message in told)
 
 
 def test_file_that_is_no_parquet_is_refused(tmp_path):
