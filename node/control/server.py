@@ -21,6 +21,7 @@ from node.core.errors import NodeError, OutOfDisk
 from node.core.files import room_text, write_whole
 from node.core.sockets import SocketFolder
 from node.core.types import Standing
+from node.core.versions import LOCAL_API
 from node.v1 import control_pb2, control_pb2_grpc
 
 POINTER = "control.json"
@@ -89,7 +90,7 @@ class ControlServer(control_pb2_grpc.ControlServicer):
         control_pb2_grpc.add_ControlServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
         self._server.add_insecure_port(address)
         await self._server.start()
-        pointer = json.dumps({"pid": os.getpid(), "address": address}).encode()
+        pointer = json.dumps({"pid": os.getpid(), "address": address, "api": LOCAL_API}).encode()
         try:
             write_whole(self._pointer, pointer)
         except OSError as error:

@@ -14,7 +14,9 @@ from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 from hivemind.utils import MSGPackSerializer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from node.core import versions
 from node.core.types import HASH_CHARS, Peer, PeerId, PeerState, Progress, Shard
+from node.core.versions import Speaker
 from node.network.addresses import MAX_ADDRESS_CHARS
 from node.trust.identity import Identity, SignedBytes, verify
 from node.v1 import swarm_pb2
@@ -79,6 +81,8 @@ def encode_peer(peer: Peer, *, fingerprint: str, at_s: float, identity: Identity
     """Return the signed record of this node's own `peer` for the run with that fingerprint."""
     record = swarm_pb2.PeerRecord(
         fingerprint=fingerprint,
+        protocol=versions.PROTOCOL,
+        software=versions.software(),
         peer_id=peer.peer_id,
         name=peer.name,
         addresses=peer.addresses,
@@ -109,7 +113,7 @@ def encode_peer(peer: Peer, *, fingerprint: str, at_s: float, identity: Identity
 def decode_peer(data: object, *, fingerprint: str, expires_at_s: float) -> Peer | None:
     """Return the peer in a record of the run with that fingerprint, or None if anything is wrong with it."""
     record = _open(data)
-    if record is None or record.fingerprint != fingerprint:
+    if record is None or record.fingerprint != fingerprint or not versions.understands(record.protocol):
         return None
     try:
         checked = _PeerRecord(
@@ -145,6 +149,14 @@ def decode_peer(data: object, *, fingerprint: str, expires_at_s: float) -> Peer 
         stage_tokens_per_s=checked.stage_tokens_per_s,
         capacity_stages=checked.capacity_stages,
     )
+
+
+def other_version(data: object, *, fingerprint: str) -> Speaker | None:
+    """Return what a record says of its peer's version, if it is of the run and of another protocol, else None."""
+    record = _open(data)
+    if record is None or record.fingerprint != fingerprint or versions.understands(record.protocol):
+        return None
+    return Speaker.heard(record.protocol, record.software)
 
 
 def _read_progress(wire: swarm_pb2.RunProgress) -> _ProgressRecord:
