@@ -1,12 +1,12 @@
 """The same small material each time: a run, a peer, an adapter, a base model of two tensors. Nothing is random."""
 
 import base64
-import contextlib
 import json
+import time
 from pathlib import Path
-from unittest import mock
 
 import torch
+from faults.durable import swapped
 
 from node.core.round_messages import (
     Answer,
@@ -31,9 +31,9 @@ from node.training.checkpoint import Checkpoint, CheckpointStore
 from node.training.state import AdapterState, Layout, encode
 from node.trust.identity import Identity, SignedBytes, verify
 from node.trust.manifest import FileFacts, Manifest, TensorFacts
-from node.trust.seal import ModelIdentity, RunSeal, SealedRun, seal_run
+from node.trust.seal import ModelIdentity, RunSeal, seal_run
 
-KEY = Path(__file__).parent / "identity.key"
+KEY = Path(__file__).parent / "golden" / "0.1" / "home" / "identity.key"
 """The key pair of all golden files: made for them, and used nowhere else."""
 RUN = "cd" * 32
 AT_S = 1_700_000_000.0
@@ -81,12 +81,6 @@ def checkpoint():
     )
 
 
-@contextlib.contextmanager
-def stopped_clock():
-    with mock.patch("time.time", lambda: AT_S):
-        yield
-
-
 def write_home(path):
     """Write a node's whole folder."""
     home = Home(path)
@@ -97,8 +91,10 @@ def write_home(path):
         folder = home.create_run(RUN)
         folder.save_seal(seal_run(seal(), identity()))
         folder.save_manifest(manifest().to_bytes())
-        folder.save_local(LocalRun(origin="05" * 32, data=("/data/mine.jsonl",), base_model="/models/tiny", tokens_given=9))
-        with stopped_clock():
+        folder.save_local(
+            LocalRun(origin="05" * 32, data=("/data/mine.jsonl",), base_model="/models/tiny", tokens_given=9)
+        )
+        with swapped(time, "time", lambda: AT_S):
             folder.remember_peers([(OTHER, ("/ip4/192.168.1.20/tcp/4040/p2p/" + OTHER,))])
         CheckpointStore(folder.checkpoints).save(checkpoint())
     finally:
@@ -160,10 +156,3 @@ def round_words():
 def hidden():
     """A tensor [5, 70] of halves, small enough that every rotation of it is exact."""
     return ((torch.arange(350) * 37 % 33 - 16).float() / 2).view(5, 70)
-
-
-def sealed():
-    """The run as it was signed once: a signature is random."""
-    file = json.loads((KEY.parent / "seal.json").read_text())
-    signed = SignedBytes(*(base64.b64decode(file[key]) for key in ("body", "public_key", "signature")))
-    return SealedRun(seal=seal(), founder=identity().peer_id, signed=signed)
