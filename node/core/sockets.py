@@ -2,12 +2,15 @@
 
 Its path is short, since a socket's has at most 107 bytes and a home may be deep. A process that is killed removes
 nothing; so a shell beside it waits at a pipe that this process alone holds open, and removes the folder at its end. If
-even that one is killed, as when the machine goes down, the next start under the same home removes the folder.
+even that one is killed, as when the machine goes down, the next start under the same home removes the folder. A lock
+in it says whether its process lives: a home that was copied names the folder of the node it was copied from.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import shutil
 import subprocess
 import tempfile
@@ -17,6 +20,7 @@ from node.core.errors import OutOfDisk
 
 _PREFIX = "potluck-"
 _POINTER = "sockets"
+_LOCK = "lock"
 _UNTIL_THE_END = 'read -r _; rm -rf -- "$1"'
 _CLOSE_S = 5.0
 
@@ -34,6 +38,8 @@ class SocketFolder:
         _remove_stale(pointer)
         try:
             self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
         except OSError as error:
             raise OutOfDisk(
                 f"Cannot make a folder for sockets in {tempfile.gettempdir()}: {error.strerror}.",
@@ -51,6 +57,9 @@ class SocketFolder:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._watcher.wait(_CLOSE_S)
         shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
 
 def _watch(folder: Path) -> subprocess.Popen[bytes] | None:
@@ -69,10 +78,24 @@ def _watch(folder: Path) -> subprocess.Popen[bytes] | None:
 
 
 def _remove_stale(pointer: Path) -> None:
-    """Remove the folder that `pointer` names, if it can be one of ours."""
+    """Remove the folder that `pointer` names, if it can be one of ours and nobody lives in it."""
     try:
         stale = Path(pointer.read_text(encoding="utf-8", errors="replace")[:200])
+        if stale.parent != Path(tempfile.gettempdir()) or not stale.name.startswith(_PREFIX):
+            return
+        lock = os.open(stale / _LOCK, os.O_RDWR)
     except OSError:
         return
-    if stale.parent == Path(tempfile.gettempdir()) and stale.name.startswith(_PREFIX):
-        shutil.rmtree(stale, ignore_errors=True)
+    try:
+        if _is_free(lock):
+            shutil.rmtree(stale, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _is_free(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

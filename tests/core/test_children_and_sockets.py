@@ -1,6 +1,7 @@
 """What a killed process leaves behind: no child and no socket folder; and both, with the guards off."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,6 +83,23 @@ def test_without_guards_both_stay_and_the_next_start_removes_the_folder(killed, 
     assert not folder.exists()
     again.close()
     assert not again.path.exists()
+
+
+def test_a_home_that_was_copied_from_a_running_node_leaves_that_nodes_sockets_alone(tmp_path, monkeypatch):
+    from node.core import sockets
+
+    running = sockets.SocketFolder(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+
+    copied = sockets.SocketFolder(tmp_path / "b")
+    assert running.path.exists()
+
+    copied.close()
+    shutil.copy(tmp_path / "a" / "sockets", tmp_path / "b")
+    monkeypatch.setattr(sockets, "_is_free", lambda lock: True)  # the guard off
+    sockets.SocketFolder(tmp_path / "b").close()
+    assert not running.path.exists()
+    running.close()
 
 
 def test_a_pointer_to_a_folder_that_is_not_ours_removes_nothing(tmp_path):
