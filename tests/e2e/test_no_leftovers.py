@@ -17,7 +17,7 @@ from faults.fault import Fault, write_faults
 from leftovers import Place
 from processes import ROOT
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]  # the long form; each wait has a bound of its own
 
 ENDS_WITHIN_S = 20.0
 """Far below what a load that hangs, or a peer that does not answer, would take."""
@@ -188,12 +188,15 @@ def test_a_node_that_is_stopped_in_any_phase_of_its_start_leaves_nothing(place, 
         pytest.skip("the long form: a start for each moment")
     at = place()
     for number in (signal.SIGTERM, signal.SIGINT):
-        for tenths in range(0, 60, 3):
+        delay_s, was_training = 0.2, False
+        while not was_training:
             node = found(at)
-            time.sleep(tenths / 10)
+            time.sleep(delay_s)
+            was_training = bool(node.of("Stepped"))
             os.killpg(node.child.pid, number)
             assert node.end(ENDS_WITHIN_S) in (0, 130, -number, 1), "".join(node.errors)
             at.assert_nothing_is_left()
+            delay_s += 0.3
 
 
 def test_a_node_that_is_killed_as_its_network_daemon_starts_leaves_nothing_unless_unguarded(place, found):
