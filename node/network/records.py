@@ -153,10 +153,11 @@ def decode_peer(data: object, *, fingerprint: str, expires_at_s: float) -> Peer 
 
 def other_version(data: object, *, fingerprint: str) -> Speaker | None:
     """Return what a record says of its peer's version, if it is of the run and of another protocol, else None."""
-    record = _open(data)
-    if record is None or record.fingerprint != fingerprint or versions.understands(record.protocol):
+    parsed = _parse(data)  # whether it is of our own protocol is cheaper to see than whose signature it has
+    if parsed is None or parsed[1].fingerprint != fingerprint or versions.understands(parsed[1].protocol):
         return None
-    return Speaker.heard(record.protocol, record.software)
+    record = _open(data)
+    return Speaker.heard(record.protocol, record.software) if record is not None else None
 
 
 def _read_progress(wire: swarm_pb2.RunProgress) -> _ProgressRecord:
@@ -184,15 +185,23 @@ def _progress(checked: _ProgressRecord, shard: Shard, at_s: float) -> Progress:
 
 def _open(data: object) -> swarm_pb2.PeerRecord | None:
     """Return the record inside a signed envelope if its own peer signed it, else None."""
+    parsed = _parse(data)
+    if parsed is None:
+        return None
+    envelope, record = parsed
+    signer = verify(_CONTEXT, SignedBytes(envelope.body, envelope.public_key, envelope.signature))
+    return record if signer is not None and record.peer_id == signer else None
+
+
+def _parse(data: object) -> tuple[swarm_pb2.Signed, swarm_pb2.PeerRecord] | None:
+    """Return envelope and record, unchecked, or None if they are none."""
     if not isinstance(data, bytes) or len(data) > MAX_RECORD_BYTES:
         return None
     try:
         envelope = swarm_pb2.Signed.FromString(data)
-        signer = verify(_CONTEXT, SignedBytes(envelope.body, envelope.public_key, envelope.signature))
-        record = swarm_pb2.PeerRecord.FromString(envelope.body)
+        return envelope, swarm_pb2.PeerRecord.FromString(envelope.body)
     except DecodeError:
         return None
-    return record if signer is not None and record.peer_id == signer else None
 
 
 class PeerRecordValidator(RecordValidatorBase):  # type: ignore[misc]

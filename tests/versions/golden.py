@@ -5,7 +5,7 @@ golden/<version>/
   recipe.yaml         and what joiners get of it: recipe.json
   words/<name>.bin    what is said between peers, byte by byte
   schema.json         numbers and types of all fields of all protobuf messages; names under which nodes serve
-  values.json         what was read from each when it was written
+  values.json         what was read from each when it was written, and what the rules of `maths.py` gave
 """
 
 import asyncio
@@ -34,6 +34,7 @@ from node.training.state import decode
 from node.trust.manifest import open_manifest
 from node.v1 import control_pb2, pipeline_pb2, round_pb2, swarm_pb2, weights_pb2
 from versions import material, streams
+from versions.maths import maths
 
 ROOT = Path(__file__).parent / "golden"
 CODECS = [(codec, way) for codec in ("none", "bf16", "int8", "lowbit") for way in ("forward", "backward")]
@@ -114,7 +115,7 @@ def read_word(name, data):
     match kind:
         case "door":
             message = type(_messages()[rest])
-            return str(message.FromString(data))
+            return streams.fields(message.FromString(data))
         case "record":
             peer = decode_peer(data, fingerprint=material.RUN, expires_at_s=1.0)
             return plain(peer) if peer is not None else None
@@ -188,6 +189,8 @@ def misread(folder):
     speaks_ours = versions.understands(json.loads((folder / "schema.json").read_text())["protocol"])
     heard = {name: value for name, value in known["words"].items() if speaks_ours or name.startswith("door/")}
     found = {f"words/{name}": read_word(name, _word(folder, name)) == value for name, value in heard.items()}
+    if speaks_ours:
+        found |= {f"maths/{name}": value == known["maths"][name] for name, value in maths().items()}
     found["home"] = read_home(folder / "home") == known["home"]
     found |= {name: value == known[name] for name, value in read_recipe(folder).items()}
     return sorted(name for name, is_equal in found.items() if not is_equal)

@@ -61,7 +61,12 @@ def main(version):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
             read[name] = golden.read_word(name, data)
-        values = {"home": golden.read_home(folder / "home"), "words": read, **golden.read_recipe(folder)}
+        values = {
+            "home": golden.read_home(folder / "home"),
+            "words": read,
+            "maths": golden.maths(),
+            **golden.read_recipe(folder),
+        }
         (folder / "values.json").write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
         (folder / "schema.json").write_text(json.dumps(golden.schema(), indent=1, sort_keys=True) + "\n")
     except BaseException:

@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+from google.protobuf.json_format import MessageToDict
 from hivemind.p2p import PeerID
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
@@ -44,6 +45,11 @@ class Line:
         return None, reader_of(self.said), self.writer
 
 
+def fields(message):
+    """Return a message's fields; how it prints differs between protobuf's versions."""
+    return MessageToDict(message, preserving_proto_field_name=True)
+
+
 def reader_of(data):
     reader = asyncio.StreamReader()
     reader.feed_data(data)
@@ -78,7 +84,7 @@ class StageNode:
         return (len(HIDDEN),)
 
     async def serve(self, sender, request, tensors):
-        self.taken = [str(request), [tensor.hex() for tensor in tensors]]
+        self.taken = [fields(request), [tensor.hex() for tensor in tensors]]
         ticket = pipeline_pb2.StageTicket(peer_id=material.OTHER, session="5e", work_s=0.25, queue_s=0.5)
         return pipeline_pb2.StageReply(status=pipeline_pb2.STAGE_STATUS_DONE, version=7, tickets=[ticket]), HIDDEN
 
@@ -133,7 +139,7 @@ async def ask_stage(line):
     transport = StageTransport(line, fingerprint=material.RUN)
     call = transport.call(material.OTHER, stage_request(), (HIDDEN,), reply_bytes=len(HIDDEN), timeout_s=5)
     reply, tensor = await call
-    return [str(reply), tensor.hex()]
+    return [fields(reply), tensor.hex()]
 
 
 async def ask_manifest(line):

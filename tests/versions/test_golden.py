@@ -9,7 +9,7 @@ from node.core import versions
 from node.network import records
 from node.training import checkpoint as checkpoint_module
 from node.training import state
-from versions import golden
+from versions import golden, maths
 
 FOLDERS = sorted(path for path in golden.ROOT.iterdir() if path.is_dir())
 LATEST = FOLDERS[-1]
@@ -78,6 +78,12 @@ def test_an_accidental_change_of_a_format_is_seen(change, monkeypatch, tmp_path)
     wrong = " ".join(golden.written_differently(LATEST, tmp_path))
 
     assert any(name in wrong for name in expected), wrong
+
+
+def test_another_rule_is_seen(monkeypatch):
+    monkeypatch.setattr(golden, "maths", lambda: {**maths.maths(), "optimizer": "other bits"})
+
+    assert golden.misread(LATEST) == ["maths/optimizer"]
 
 
 def test_a_word_that_is_read_otherwise_is_seen(monkeypatch):
