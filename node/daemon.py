@@ -157,7 +157,7 @@ class Daemon:
             self._enlisted = await found(self._request, self._home, self._identity, self._say)
         else:
             self._enlisted = await join(self._request, self._home, self._running, self._say)
-        door = Door(self)
+        door = Door(self, self._events)
         await door.open(self._running.p2p)
         await self._cleanup.enter_async_context(serving_weights(self._enlisted.base, self._running))
         membership = DhtMembership(self._running, self._identity, self._enlisted.fingerprint)

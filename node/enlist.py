@@ -16,6 +16,7 @@ from node.agreed import num_stages, refuse_to_lend_a_whole_model, resolved, tota
 from node.base_model import Joining, base_of_joiner, whole_base
 from node.config.recipe import Recipe, differing_fields
 from node.config.sections import DatasetSpec
+from node.core import versions
 from node.core.errors import ConfigError, DataError, NodeError, NoPeerReachable, RunMismatch
 from node.core.types import PeerId, SwarmView
 from node.data.dataset import PreparedData, prepare
@@ -167,8 +168,8 @@ async def join(request: Request, home: Home, running: RunningP2P, say: Say) -> E
     base = await base_of_joiner(joining, running, say)
     if recipe.fingerprint(sealed.seal.model.digest) != sealed.seal.fingerprint:
         raise RunMismatch(
-            "This version of Potluck reads the swarm's recipe differently than its founder did.",
-            hint="Install the same version of Potluck on all machines.",
+            f"This Potluck {versions.software()} reads the swarm's recipe differently than its founder's did.",
+            hint=f"{versions.UPGRADE_HERE} If it is the newer one, use the founder's version here.",
         )
     refuse_to_lend_a_whole_model(recipe, lends=request.lend)
     data = None if request.lend else await _prepare_data(recipe, base.folder, say)

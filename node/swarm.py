@@ -10,13 +10,17 @@ from collections.abc import Callable, Sequence
 from node.core.errors import OutOfDisk
 from node.core.events import EventBus, Fault, PeerLost, PeerSeen
 from node.core.types import Peer, PeerId, SwarmView
+from node.core.versions import member_refused
 from node.host.home import KnownPeer, RunFolder
 from node.network.addresses import split_peer_id
 from node.network.dht import DhtMembership
+from node.trust.identity import short
 
 _REMEMBER_EVERY_S = 30.0
 _REDIAL_EVERY_S = 5.0
 _REDIALLED_AT_ONCE = 8
+_MAX_TOLD = 256
+"""Peers of other protocols that are told of."""
 
 
 class Heartbeat:
@@ -46,6 +50,7 @@ class Heartbeat:
         self._addresses = tuple(addresses)
         self._events = events
         self._names: dict[PeerId, str] = {}
+        self._left_out: set[PeerId] = set()
         self._remembered_at = 0.0
         self._remembered: set[PeerId] = set()
         self._busy = asyncio.Lock()
@@ -84,6 +89,10 @@ class Heartbeat:
         for peer_id in self._names.keys() - now.keys():
             self._events.emit(PeerLost(peer_id, f"{self._names[peer_id]} left, or has not been heard of"))
         self._names = now
+        for peer_id in self._membership.left_out.keys() - self._left_out:
+            if len(self._left_out) < _MAX_TOLD:
+                self._left_out.add(peer_id)
+                self._events.emit(Fault(*member_refused(short(peer_id), self._membership.left_out[peer_id])))
 
     async def _look_after_peers(self) -> None:
         now = time.monotonic()

@@ -8,6 +8,7 @@ from faults.injector import injected
 
 from node.core.events import EventBus, Fault
 from node.core.types import NO_SHARD, Peer, PeerState, SwarmView
+from node.core.versions import Speaker
 from node.host.home import RunFolder
 from node.swarm import Heartbeat
 
@@ -28,6 +29,9 @@ def make_peer(name):
 
 class Membership:
     """A swarm of this node and one other."""
+
+    def __init__(self):
+        self.left_out = {}
 
     async def announce(self, peer):
         """Tell nobody."""
@@ -50,3 +54,19 @@ async def test_a_full_disk_does_not_end_the_heartbeat(tmp_path):
     (fault,) = [event for event in told if isinstance(event, Fault)]
     assert str(folder.path / "peers.json") in fault.what
     assert "It needs" in fault.what
+
+
+async def test_a_peer_of_another_protocol_is_told_of_once(tmp_path):
+    told, events = [], EventBus()
+    events.subscribe(told.append)
+    membership = Membership()
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    beat = Heartbeat(membership, describe=lambda: make_peer("me"), folder=folder, addresses=(), events=events)
+
+    membership.left_out = {"somebody": Speaker(9, "0.9")}
+    await beat.beat()
+    await beat.beat()
+
+    (fault,) = [event for event in told if isinstance(event, Fault)]
+    assert "Potluck 0.9, protocol 9" in fault.what

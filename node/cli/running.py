@@ -129,11 +129,16 @@ def run_node(
             lend=lend,
             model_cache=model_cache(),
         )
-        code = asyncio.run(_live(place, settings, request, log_format, quiet=quiet, resume_command=resume_command))
+        asyncio.run(_live_and_end(place, settings, request, log_format, quiet=quiet, resume_command=resume_command))
     finally:
         place.release()
+
+
+async def _live_and_end(place: Any, *arguments: Any, **options: Any) -> None:
+    """End the process from within the loop, which would wait for the threads of an abandoned load."""
+    code = await _live(place, *arguments, **options)
+    place.release()
     sys.stdout.flush()
-    # worker threads of torch or of an abandoned load must not hold up the end
     os._exit(code)
 
 
@@ -204,17 +209,35 @@ class _Introduction:
 
 
 def _leave_on_signals(request_stop: Callable[[], None], say: Callable[[str], None]) -> None:
-    """The first Ctrl-C or SIGTERM leaves cleanly; the second quits at once."""
+    """The first Ctrl-C or SIGTERM leaves cleanly, the second quits at once; a terminal that is closed leaves cleanly.
+
+    A shell that goes and its terminal both send SIGHUP, so that one counts once. Under `nohup` it stays ignored.
+    """
     asked = False
 
-    def on_signal() -> None:
+    def on_signal(number: signal.Signals) -> None:
         nonlocal asked
-        if asked:
+        if number is signal.SIGHUP:
+            _let_go_of_terminal()
+        if asked and number is not signal.SIGHUP:
             os._exit(_EXIT_INTERRUPTED)
-        asked = True
-        say("Saving and leaving; once more to quit at once.")
-        request_stop()
+        if not asked:
+            asked = True
+            request_stop()
+            say("Saving and leaving; once more to quit at once.")
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, on_signal, number)
+
+
+def _let_go_of_terminal() -> None:
+    """Print to nowhere what would go to a terminal that is no more: each print would fail."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)

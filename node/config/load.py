@@ -19,6 +19,7 @@ from node.config.recipe import Recipe
 from node.config.sections import Averaging, DatasetSpec, MessageMapping, PotluckBlock
 from node.config.yaml_tree import COMMAND_LINE, Key, YamlTree, parse_scalar, read_yaml
 from node.core.errors import ConfigError
+from node.core.versions import UPGRADE
 
 T = TypeVar("T")
 
@@ -249,7 +250,7 @@ def _suggest(name: str, model: type[BaseModel]) -> str:
     for prefix, other in _MODELS.items():
         if other is not model and name in other.model_fields:
             return f"did you mean '{'.'.join((*prefix, name))}'?"
-    return "`potluck config schema` lists the keys"
+    return f"`potluck config schema` lists the keys; if the recipe is for a newer Potluck, upgrade: `{UPGRADE}`"
 
 
 def _lookup(table: Mapping[str, T], name: str) -> T | None:

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from node.config.sections import DatasetSpec, PathText, PotluckBlock, Section, ShortText
 from node.core.errors import ConfigError, RunMismatch
+from node.core.versions import UPGRADE_HERE
 
 MAX_SHARED_BYTES = 64 * 1024
 """Upper bound on a published recipe; a full one is under 3 KiB."""
@@ -36,6 +37,13 @@ LOCAL_KEYS = PRIVATE_KEYS | {
     "save_steps",
     "potluck.on_bad_row",
 }
+
+LATER_KEYS: frozenset[str] = frozenset()
+"""Agreed keys that came after 0.1, whose default means what was done before there was the key.
+
+With its default such a key is neither in the fingerprint nor in what joiners get: a run keeps its name when its nodes
+are upgraded, and a node that does not know the key may join.
+"""
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 StepsOrShare = Annotated[float, Field(ge=0, le=1e9)]
@@ -178,7 +186,9 @@ class Recipe(Section):
 
     def agreed(self) -> dict[str, Any]:
         """Return the keys that all peers must agree on, dotted name to JSON value."""
-        return {name: value for name, value in _leaves(self.model_dump(mode="json")) if not _is_in(name, LOCAL_KEYS)}
+        later = self._unset_later_keys()
+        leaves = _leaves(self.model_dump(mode="json"))
+        return {name: value for name, value in leaves if not _is_in(name, LOCAL_KEYS) and name not in later}
 
     def fingerprint(self, model_digest: str) -> str:
         """Return the run's identity: SHA-256, in hex, over the agreed keys and the base model.
@@ -190,7 +200,22 @@ class Recipe(Section):
 
     def shared_json(self) -> str:
         """Return the part that joiners get, as canonical JSON: all but the private keys."""
-        return _canonical(self.model_dump(mode="json", exclude=set(PRIVATE_KEYS)))
+        tree = self.model_dump(mode="json", exclude=set(PRIVATE_KEYS))
+        for name in self._unset_later_keys():
+            *parents, leaf = name.split(".")
+            branch = tree
+            for parent in parents:
+                branch = branch[parent]
+            del branch[leaf]
+        return _canonical(tree)
+
+    def _unset_later_keys(self) -> set[str]:
+        """Return the `LATER_KEYS` that have their defaults."""
+        if not LATER_KEYS:
+            return set()
+        default = dict(_leaves(type(self)(base_model="any").model_dump(mode="json")))
+        mine = dict(_leaves(self.model_dump(mode="json")))
+        return {name for name in LATER_KEYS if mine[name] == default[name]}
 
     @classmethod
     def from_shared_json(cls, text: str | bytes, local: Mapping[str, object] | None = None) -> Recipe:
@@ -219,7 +244,8 @@ class Recipe(Section):
         except (ValueError, RecursionError) as error:  # ValidationError and JSONDecodeError are ValueErrors
             reason = first_problem(error) if isinstance(error, ValidationError) else "it is no JSON"
             raise RunMismatch(
-                f"the swarm's recipe cannot be read: {reason}", hint="both sides need the same version of Potluck"
+                f"the swarm's recipe cannot be read: {reason}",
+                hint=f"If a newer Potluck has founded the swarm: {UPGRADE_HERE}",
             ) from error
         return recipe.with_local(local) if local else recipe
 

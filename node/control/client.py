@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from node.control.server import MESSAGE_LIMITS, POINTER
 from node.core.errors import NodeError, NotRunning
+from node.core.versions import LOCAL_API
 from node.v1 import control_pb2, control_pb2_grpc
 
 R = TypeVar("R")
@@ -25,10 +26,11 @@ _MAX_POINTER_BYTES = 4096
 class _Pointer(BaseModel):
     """Where the running node listens, as it left it in its home."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")  # a node of another version may say more
 
     pid: int = Field(gt=0, lt=1 << 31)
     address: str = Field(pattern=r"^unix:/", max_length=200)
+    api: int = Field(default=0, ge=0, lt=1 << 31)
 
 
 def running_pid(home: Path) -> int | None:
@@ -49,6 +51,7 @@ class ControlClient:
 
         Raises:
             NotRunning: no node runs under `home`.
+            NodeError: one of another version does.
         """
         if running_pid(home) is None:
             raise NotRunning(
@@ -56,8 +59,14 @@ class ControlClient:
                 hint="Start one with `potluck start recipe.yaml` or `potluck join ADDRESS`, "
                 "or name its home with --home.",
             )
+        pointer = _pointer(home)
+        if pointer.api != LOCAL_API:
+            raise NodeError(
+                f"The node under {home} was started by another version of Potluck than this command's.",
+                hint=f"Let it save and end with `kill {pointer.pid}`, and start it again.",
+            )
         self._home = home
-        self._channel = grpc.insecure_channel(_pointer(home).address, options=MESSAGE_LIMITS)
+        self._channel = grpc.insecure_channel(pointer.address, options=MESSAGE_LIMITS)
         self._stub = control_pb2_grpc.ControlStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:

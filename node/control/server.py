@@ -1,15 +1,15 @@
 """The node's side of the local API: a gRPC server on a Unix socket that only the owner's account can open.
 
-The socket lives in a short folder of its own (a socket's path has at most 107 bytes and a home may be deep); the
-home holds a pointer to it and the process id, which is how the commands find a running node.
+The socket lives in a short folder of its own (`core/sockets.py`); the home holds a pointer to it and the process id,
+which is how the commands find a running node.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,9 @@ from grpc import aio
 
 from node.core.errors import NodeError, OutOfDisk
 from node.core.files import room_text, write_whole
+from node.core.sockets import SocketFolder
 from node.core.types import Standing
+from node.core.versions import LOCAL_API
 from node.v1 import control_pb2, control_pb2_grpc
 
 POINTER = "control.json"
@@ -64,19 +66,31 @@ class ControlServer(control_pb2_grpc.ControlServicer):
 
     def __init__(self, home: Path, node: Controllable) -> None:
         self._node = node
+        self._home = home
         self._pointer = home / POINTER
-        self._folder: Path | None = None
+        self._sockets: SocketFolder | None = None
         self._server: aio.Server | None = None
 
     async def start(self) -> None:
-        """Listen, and leave the pointer in the home."""
-        self._folder = Path(tempfile.mkdtemp(prefix="potluck-ctl-"))
-        address = f"unix:{self._folder / 'control.sock'}"
+        """Listen, and leave the pointer in the home.
+
+        Raises:
+            OutOfDisk: the pointer or the socket cannot be made.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _start(self) -> None:
+        self._sockets = SocketFolder(self._home)
+        address = f"unix:{self._sockets.path / 'control.sock'}"
         self._server = aio.server(maximum_concurrent_rpcs=16, options=MESSAGE_LIMITS)
         control_pb2_grpc.add_ControlServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
         self._server.add_insecure_port(address)
         await self._server.start()
-        pointer = json.dumps({"pid": os.getpid(), "address": address}).encode()
+        pointer = json.dumps({"pid": os.getpid(), "address": address, "api": LOCAL_API}).encode()
         try:
             write_whole(self._pointer, pointer)
         except OSError as error:
@@ -89,9 +103,10 @@ class ControlServer(control_pb2_grpc.ControlServicer):
         """Stop listening and remove the pointer."""
         if self._server is not None:
             await self._server.stop(grace=0.5)
-        self._pointer.unlink(missing_ok=True)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # on a disk that refuses; whose process is gone is no pointer
+            self._pointer.unlink(missing_ok=True)
+        if self._sockets is not None:
+            await asyncio.to_thread(self._sockets.close)
 
     async def GetStatus(self, request: Any, context: Any) -> control_pb2.GetStatusResponse:  # noqa: ARG002, N802
         """Return the swarm as this node sees it."""

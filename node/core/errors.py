@@ -11,6 +11,7 @@
      ├─ RunMismatch                          7   peer and we disagree: which fields
      ├─ ModelError                           8   UnsupportedModel · WeightsMissing · BackendUnavailable
      └─ CheckpointError                      9
+         └─ NewerFormat                          written by a newer Potluck; not damaged
 
 `transient` decides whether a retry makes sense, `hint` says what the person can do, and each exit code
 has a row in `docs/operations.md`. Anything else that is raised is a bug: traceback, exit code 70.
@@ -153,3 +154,7 @@ class CheckpointError(NodeError):
     """A checkpoint is torn, corrupt, or of another run."""
 
     exit_code = 9
+
+
+class NewerFormat(CheckpointError):
+    """A file was written by a newer Potluck: it is whole, and nothing older may take its place."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 from rich.console import RenderableType
 
+from node.core.children import dying_with_parent
 from node.core.errors import NodeError
 from node.data.demo_data import write_docstrings, write_topics
 from node.demo.process import NodeProcess, environment
@@ -204,7 +206,7 @@ def potluck(*commands: Sequence[str]) -> list[Any]:
 
 def _start(command: Sequence[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "node", *command],
+        [*dying_with_parent(signal.SIGTERM), sys.executable, "-m", "node", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,

@@ -17,6 +17,7 @@ from queue import Empty, Queue
 from typing import Any
 
 from node.control.client import ControlClient
+from node.core.children import dying_with_parent
 from node.core.errors import NodeError
 from node.core.types import Shard
 
@@ -66,6 +67,7 @@ class NodeProcess:
         self._lines: Queue[str | None] = Queue()
         self._errors: deque[str] = deque(maxlen=40)
         command = [sys.executable, "-m", "node", *arguments, "--home", str(home), "--name", name, "--log", "json"]
+        command = [*dying_with_parent(signal.SIGTERM), *command]  # a demo that is killed leaves no node training
         self._child = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

@@ -1,6 +1,7 @@
 """One node's folder: identity, the runs it takes part in, the peers it knows, its lock.
 
     home/
+      format           version of this folder's layout (docs/versions.md)
       identity.key     the key pair behind the peer id
       lock             held while a node runs here
       control.json     where the running node listens for commands
@@ -23,6 +24,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field
 
+from node.core import versions
 from node.core.errors import CheckpointError, ConfigError, NodeError, OutOfDisk
 from node.core.files import room_text, sealed, unsealed, write_whole
 from node.core.types import PeerId
@@ -31,6 +33,7 @@ from node.trust.seal import SealedRun, open_seal
 
 _MAX_SMALL_FILE_BYTES = 512 * 1024
 _MAX_KNOWN_PEERS = 64
+_FORMAT = "format"
 
 
 class LocalRun(BaseModel):
@@ -148,10 +151,11 @@ class Home:
         """Take the home for this process.
 
         Raises:
-            ConfigError: another node runs here, or the folder cannot be written.
+            ConfigError: another node runs here, the folder cannot be written, or a newer Potluck has written it.
         """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            refuse_newer(self.path)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise ConfigError(
@@ -162,6 +166,8 @@ class Home:
             raise ConfigError(
                 f"Cannot write to {self.path}: {error.strerror}.", hint="Choose another --home."
             ) from error
+        if _format_of(self.path) != versions.HOME_FORMAT:
+            write_small(self.path / _FORMAT, str(versions.HOME_FORMAT).encode())
 
     def release(self) -> None:
         """Give the home back."""
@@ -204,8 +210,9 @@ class Home:
         """Return the run that this home worked on last.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is none, or a newer Potluck has written it.
         """
+        refuse_newer(self.path)
         try:
             name = read_small(self.path / "current").decode()
         except (OSError, ValueError):
@@ -244,6 +251,28 @@ class Home:
         except OSError as error:
             raise OutOfDisk(f"Cannot move {folder.path}: {error.strerror}.", hint="Choose another --home.") from error
         return target
+
+
+def refuse_newer(home: Path) -> None:
+    """Raise ConfigError if a newer Potluck has written this home; nothing in it is touched."""
+    found = _format_of(home)
+    if found is not None and found > versions.HOME_FORMAT:
+        raise ConfigError(
+            f"{home} was written by a newer Potluck: its format is {found}, and this one reads {versions.HOME_FORMAT}.",
+            hint=f"{versions.UPGRADE_HERE} Or choose another --home.",
+        )
+
+
+def _format_of(home: Path) -> int | None:
+    """Return the home's format; None if nothing says so, as in a new one and in those from before there was a number.
+
+    A damaged number says nothing either: the files themselves name their formats, too.
+    """
+    try:
+        text = read_small(home / _FORMAT)
+    except (OSError, ValueError):
+        return None
+    return int(text) if text.isdigit() and len(text) < 7 else None
 
 
 def write_small(path: Path, data: bytes) -> None:

@@ -18,9 +18,10 @@ from hivemind.utils import get_dht_time
 
 from node.core.errors import ConfigError, NoPeerReachable
 from node.core.types import Peer, PeerId, PeerState, SwarmView
+from node.core.versions import Speaker
 from node.network.addresses import is_peer_id
 from node.network.processes import PEER_FAILED, RunningP2P
-from node.network.records import PeerRecordValidator, decode_peer, encode_peer
+from node.network.records import PeerRecordValidator, decode_peer, encode_peer, other_version
 from node.trust.identity import Identity
 
 RECORD_LIFETIME_S = 20.0
@@ -41,6 +42,8 @@ class DhtMembership:
         self._last_at_s = 0.0
         self._dead: dict[PeerId, float] = {}
         self._dialled: set[PeerId] = set()
+        self.left_out: dict[PeerId, Speaker] = {}
+        """Peers of this run that speak another protocol, as of the last `view`."""
 
     async def start(self) -> None:
         """Create this node's part of the DHT; peers are met afterwards, by `meet`."""
@@ -85,6 +88,7 @@ class DhtMembership:
         """Return the peers that are alive as far as the DHT knows, this node included."""
         found = await self._dht.get(self._key, latest=True)
         peers: dict[PeerId, Peer] = {}
+        self.left_out = {}
         if found is not None and isinstance(found.value, dict):
             for subkey, stored in found.value.items():
                 if not isinstance(subkey, str) or not is_peer_id(subkey) or subkey == self._identity.peer_id:
@@ -95,6 +99,8 @@ class DhtMembership:
                 )
                 if peer is not None and peer.peer_id == subkey and not self._is_dead(peer, stored.expiration_time):
                     peers[peer.peer_id] = peer
+                elif (theirs := other_version(stored.value, fingerprint=self._fingerprint)) is not None:
+                    self.left_out[PeerId(subkey)] = theirs
         if self._me is not None:
             peers[self._me.peer_id] = self._me
         await self._dial_new(peers.values())

@@ -16,20 +16,24 @@ from typing import AsyncIterator, Protocol  # noqa: UP035  (hivemind knows the s
 from hivemind.p2p import P2P, P2PContext, PeerID, ServicerBase
 from hivemind.p2p.p2p_daemon_bindings.control import P2PHandlerError
 
+from node.core import versions
 from node.core.errors import NoPeerReachable, PeerBusy, PeerError, PeerTimeout, ProtocolViolation, RunMismatch
+from node.core.events import EventBus, Fault
 from node.core.types import PeerId, PeerState
+from node.core.versions import Speaker
 from node.network.processes import PEER_FAILED
 from node.trust.identity import SignedBytes, short
 from node.trust.seal import MAX_SEAL_BYTES, SealedRun, open_seal
 from node.v1 import swarm_pb2
 
-PROTOCOL = 1
 _NAMESPACE = "potluck"
+"""The same for every protocol, as are the names of the two calls: nodes of any two can tell each other why not."""
 _PART_BYTES = 256 * 1024
 _FIRST_ANSWER_S = 8.0
 _PART_S = 15.0
 _MAX_CONCURRENT_SENDS = 2
 _MAX_LINEAGE = 256
+_MAX_TOLD = 256
 _MAX_ROUND_ID = 128
 _MAX_VERSION = 1 << 62
 _BASE_HASH = re.compile(r"[0-9a-f]{1,64}")
@@ -80,8 +84,16 @@ class Welcomed:
 class Door(ServicerBase):  # type: ignore[misc]
     """Answers newcomers; every request is bounded and nothing is answered for another run."""
 
-    def __init__(self, source: StateSource) -> None:
+    def __init__(self, source: StateSource, events: EventBus | None = None) -> None:
+        """Set up.
+
+        Args:
+            source: The node behind the door.
+            events: Told of peers that speak another protocol, once of each.
+        """
         self._source = source
+        self._events = events or EventBus()
+        self._turned_away: set[PeerId] = set()
         self._sending = asyncio.Semaphore(_MAX_CONCURRENT_SENDS)
         self.bytes_sent = 0
 
@@ -89,15 +101,27 @@ class Door(ServicerBase):  # type: ignore[misc]
         """Begin to answer."""
         await self.add_p2p_handlers(p2p, namespace=_NAMESPACE)
 
-    async def rpc_hello(self, request: swarm_pb2.Hello, context: P2PContext) -> swarm_pb2.Welcome:  # noqa: ARG002
+    async def rpc_hello(self, request: swarm_pb2.Hello, context: P2PContext) -> swarm_pb2.Welcome:
         """Say what is trained here; whoever trains something else sees the difference and goes."""
+        me = Speaker.me()
+        if not versions.understands(request.protocol):
+            self._turn_away(PeerId(context.remote_id.to_base58()), request)
+            return swarm_pb2.Welcome(protocol=me.protocol, software=me.software, clock_s=time.time())
         signed = self._source.sealed_run.signed
         return swarm_pb2.Welcome(
-            protocol=PROTOCOL,
+            protocol=me.protocol,
+            software=me.software,
             recipe=swarm_pb2.Signed(body=signed.body, public_key=signed.public_key, signature=signed.signature),
             clock_s=time.time(),
             state=self._source.state.value,
         )
+
+    def _turn_away(self, peer: PeerId, request: swarm_pb2.Hello) -> None:
+        if peer in self._turned_away or len(self._turned_away) >= _MAX_TOLD:
+            return
+        self._turned_away.add(peer)
+        theirs = Speaker.heard(request.protocol, request.software)
+        self._events.emit(Fault(*versions.member_refused(short(peer), theirs)))
 
     async def rpc_state(
         self,
@@ -107,6 +131,9 @@ class Door(ServicerBase):  # type: ignore[misc]
         """Stream one stage's adapter and moments."""
         if request.fingerprint != self._source.sealed_run.seal.fingerprint:
             yield swarm_pb2.StateChunk(try_later="I train another run")
+            return
+        if not versions.understands(request.protocol):
+            yield swarm_pb2.StateChunk(try_later=f"I speak protocol {versions.PROTOCOL}")
             return
         if self._sending.locked():
             yield swarm_pb2.StateChunk(try_later="I am sending my state to others")
@@ -139,7 +166,8 @@ async def say_hello(p2p: P2P, peer_id: PeerId, *, fingerprint: str = "") -> Welc
     stub = Door.get_stub(p2p, PeerID.from_base58(peer_id), namespace=_NAMESPACE)
     asked_at = time.time()
     try:
-        request = swarm_pb2.Hello(protocol=PROTOCOL, fingerprint=fingerprint, clock_s=asked_at)
+        me = Speaker.me()
+        request = swarm_pb2.Hello(protocol=me.protocol, software=me.software, fingerprint=fingerprint, clock_s=asked_at)
         welcome = await stub.rpc_hello(request, timeout=_FIRST_ANSWER_S)
     except (*PEER_FAILED, P2PHandlerError) as error:
         raise NoPeerReachable(
@@ -147,11 +175,10 @@ async def say_hello(p2p: P2P, peer_id: PeerId, *, fingerprint: str = "") -> Welc
             hint="Is it still starting, or another program? Try again in a moment.",
         ) from error
     middle = (asked_at + time.time()) / 2
-    if welcome.protocol != PROTOCOL:
-        raise RunMismatch(
-            f"The peer {short(peer_id)} speaks protocol {welcome.protocol}, this node speaks {PROTOCOL}.",
-            hint="Install the same version of Potluck on both.",
-        )
+    if not versions.understands(welcome.protocol):
+        theirs = Speaker.heard(welcome.protocol, welcome.software)
+        message, hint = versions.joining_refused(short(peer_id), theirs)
+        raise RunMismatch(message, hint=hint)
     if welcome.recipe.ByteSize() > MAX_SEAL_BYTES + 2048:
         raise ProtocolViolation(f"The peer {short(peer_id)} sent an oversized recipe.", peer_id=peer_id)
     signed = SignedBytes(welcome.recipe.body, welcome.recipe.public_key, welcome.recipe.signature)
@@ -175,7 +202,8 @@ async def fetch_state(p2p: P2P, peer_id: PeerId, *, fingerprint: str, stage: int
     stream = None
     try:
         stream = await asyncio.wait_for(
-            stub.rpc_state(swarm_pb2.StateRequest(fingerprint=fingerprint, stage=stage)), _PART_S
+            stub.rpc_state(swarm_pb2.StateRequest(fingerprint=fingerprint, stage=stage, protocol=versions.PROTOCOL)),
+            _PART_S,
         )
         while True:
             chunk = await asyncio.wait_for(anext(stream), _PART_S)

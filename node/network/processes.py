@@ -3,7 +3,7 @@
 hivemind would start it in our process group, with its sockets in /tmp, a router port opened and relaying for
 strangers switched on; and would leave it running when we are killed. Here it has its own process group (so that
 Ctrl-C reaches us alone), dies with us (Linux: parent-death signal; elsewhere: its idle time-out), relays for
-nobody, opens no router port, and keeps its sockets in a folder of ours that the next start removes.
+nobody, opens no router port, and keeps its sockets in a folder that goes when we do.
 """
 
 from __future__ import annotations
@@ -12,10 +12,6 @@ import asyncio
 import logging
 import os
 import re
-import shutil
-import signal
-import sys
-import tempfile
 from collections import deque
 from collections.abc import Sequence
 from importlib.resources import files
@@ -27,7 +23,9 @@ from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError
 from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
 from hivemind.utils.multiaddr import Multiaddr
 
+from node.core.children import dying_with_parent
 from node.core.errors import ConfigError, NoPeerReachable, SwarmError
+from node.core.sockets import SocketFolder
 from node.core.types import PeerId
 from node.network.addresses import is_reachable_from_outside, refuse_taken_port, split_peer_id
 
@@ -36,8 +34,6 @@ _REDIAL_S = 0.3
 _BACKED_OFF = re.compile(r"\[/ip[46]/([0-9a-fA-F.:]+)/tcp/(\d+)[^\]]*\] dial backoff")
 _MAX_KNOCKS = 8
 _KNOCK_S = 1.0
-_PR_SET_PDEATHSIG = 1
-_RUNTIME_POINTER = "runtime-folder"
 
 PEER_FAILED = (
     P2PDaemonError,
@@ -53,11 +49,11 @@ PEER_FAILED = (
 class RunningP2P:
     """A running libp2p daemon and hivemind's handle on it."""
 
-    def __init__(self, p2p: P2P, child: asyncio.subprocess.Process, runtime: Path) -> None:
+    def __init__(self, p2p: P2P, child: asyncio.subprocess.Process, sockets: SocketFolder) -> None:
         self.p2p = p2p
         self.peer_id = PeerId(p2p.peer_id.to_base58())
         self._child = child
-        self._runtime = runtime
+        self._sockets = sockets
 
     @property
     def is_alive(self) -> bool:
@@ -122,7 +118,7 @@ class RunningP2P:
             except TimeoutError:
                 self._child.kill()
                 await self._child.wait()
-        shutil.rmtree(self._runtime, ignore_errors=True)
+        await asyncio.to_thread(self._sockets.close)
 
 
 async def start_p2p(
@@ -131,7 +127,7 @@ async def start_p2p(
     """Start the libp2p daemon and attach to it.
 
     Args:
-        home: Folder in which the location of the daemon's sockets is kept between starts.
+        home: Folder that remembers where the daemon's sockets are.
         identity_path: Private key file that makes the peer id.
         listen: Multiaddrs to listen on, such as `/ip4/0.0.0.0/tcp/4040`.
         announce: Multiaddrs to tell to others instead of the ones listened on.
@@ -142,8 +138,18 @@ async def start_p2p(
     """
     for address in listen:
         refuse_taken_port(address)
-    runtime = _fresh_runtime_folder(home)
-    control = f"/unix{runtime}/p2pd.sock"
+    sockets = SocketFolder(home)
+    try:
+        return await _start(sockets, identity_path, listen, announce)
+    except BaseException:  # a request to stop in the middle, too
+        await asyncio.to_thread(sockets.close)
+        raise
+
+
+async def _start(
+    sockets: SocketFolder, identity_path: Path, listen: Sequence[str], announce: Sequence[str]
+) -> RunningP2P:
+    control = f"/unix{sockets.path}/p2pd.sock"
     arguments = [
         f"-listen={control}",
         f"-id={identity_path}",
@@ -162,7 +168,7 @@ async def start_p2p(
     if announce:
         arguments.append(f"-announceAddrs={','.join(announce)}")
     child = await asyncio.create_subprocess_exec(
-        *_dying_with_parent(),
+        *dying_with_parent(),
         str(files("hivemind.hivemind_cli") / "p2pd"),
         *arguments,
         stdin=asyncio.subprocess.DEVNULL,
@@ -175,16 +181,17 @@ async def start_p2p(
     assert child.stdout is not None
     reader = asyncio.create_task(_drain(child.stdout, log))
     try:
-        p2p = await _attach(control, runtime, child)
-    except SwarmError as error:
+        p2p = await _attach(control, sockets.path, child)
+    except BaseException as error:
         if child.returncode is None:
             child.kill()
         await asyncio.wait([reader], timeout=2)
-        shutil.rmtree(runtime, ignore_errors=True)
+        if not isinstance(error, SwarmError):
+            raise
         raise SwarmError(
             f"The network daemon did not start: {error.message} {' '.join(log)}".strip(), hint=_start_hint(log, listen)
         ) from error
-    return RunningP2P(p2p, child, runtime)
+    return RunningP2P(p2p, child, sockets)
 
 
 async def _attach(control: str, runtime: Path, child: asyncio.subprocess.Process) -> P2P:
@@ -227,34 +234,6 @@ async def _drain(stream: asyncio.StreamReader, log: deque[str]) -> None:
     except ValueError:  # a line longer than the stream's limit
         while await stream.read(65536):
             pass
-
-
-def _dying_with_parent() -> list[str]:
-    """Return a command in front of another that makes it die with this process; nothing where only Linux can.
-
-    A separate interpreter, which then becomes the other program: the same in `preexec_fn` would run between fork and
-    exec of a process with threads, where any lock that another thread held is held for ever (seen: a start that hung).
-    """
-    if not sys.platform.startswith("linux"):
-        return []
-    program = (
-        f"import ctypes, os, sys; ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(signal.SIGKILL)}); "
-        "os.getppid() == int(sys.argv[1]) or sys.exit(1); os.execv(sys.argv[2], sys.argv[2:])"
-    )
-    return [sys.executable, "-I", "-S", "-c", program, str(os.getpid())]
-
-
-def _fresh_runtime_folder(home: Path) -> Path:
-    """Make a folder for sockets; its path must be short (a socket's path has at most 107 bytes)."""
-    home.mkdir(parents=True, exist_ok=True)
-    pointer = home / _RUNTIME_POINTER
-    if pointer.exists():
-        stale = Path(pointer.read_text(encoding="utf-8", errors="replace")[:200])
-        if stale.parent == Path(tempfile.gettempdir()) and stale.name.startswith("potluck-"):
-            shutil.rmtree(stale, ignore_errors=True)
-    runtime = Path(tempfile.mkdtemp(prefix="potluck-"))
-    pointer.write_text(str(runtime), encoding="utf-8")
-    return runtime
 
 
 def _reason(error: BaseException, timeout_s: float) -> str:

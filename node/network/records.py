@@ -14,7 +14,9 @@ from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 from hivemind.utils import MSGPackSerializer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from node.core import versions
 from node.core.types import HASH_CHARS, Peer, PeerId, PeerState, Progress, Shard
+from node.core.versions import Speaker
 from node.network.addresses import MAX_ADDRESS_CHARS
 from node.trust.identity import Identity, SignedBytes, verify
 from node.v1 import swarm_pb2
@@ -79,6 +81,8 @@ def encode_peer(peer: Peer, *, fingerprint: str, at_s: float, identity: Identity
     """Return the signed record of this node's own `peer` for the run with that fingerprint."""
     record = swarm_pb2.PeerRecord(
         fingerprint=fingerprint,
+        protocol=versions.PROTOCOL,
+        software=versions.software(),
         peer_id=peer.peer_id,
         name=peer.name,
         addresses=peer.addresses,
@@ -109,7 +113,7 @@ def encode_peer(peer: Peer, *, fingerprint: str, at_s: float, identity: Identity
 def decode_peer(data: object, *, fingerprint: str, expires_at_s: float) -> Peer | None:
     """Return the peer in a record of the run with that fingerprint, or None if anything is wrong with it."""
     record = _open(data)
-    if record is None or record.fingerprint != fingerprint:
+    if record is None or record.fingerprint != fingerprint or not versions.understands(record.protocol):
         return None
     try:
         checked = _PeerRecord(
@@ -147,6 +151,15 @@ def decode_peer(data: object, *, fingerprint: str, expires_at_s: float) -> Peer 
     )
 
 
+def other_version(data: object, *, fingerprint: str) -> Speaker | None:
+    """Return what a record says of its peer's version, if it is of the run and of another protocol, else None."""
+    parsed = _parse(data)  # whether it is of our own protocol is cheaper to see than whose signature it has
+    if parsed is None or parsed[1].fingerprint != fingerprint or versions.understands(parsed[1].protocol):
+        return None
+    record = _open(data)
+    return Speaker.heard(record.protocol, record.software) if record is not None else None
+
+
 def _read_progress(wire: swarm_pb2.RunProgress) -> _ProgressRecord:
     return _ProgressRecord(
         version=wire.version,
@@ -172,15 +185,23 @@ def _progress(checked: _ProgressRecord, shard: Shard, at_s: float) -> Progress:
 
 def _open(data: object) -> swarm_pb2.PeerRecord | None:
     """Return the record inside a signed envelope if its own peer signed it, else None."""
+    parsed = _parse(data)
+    if parsed is None:
+        return None
+    envelope, record = parsed
+    signer = verify(_CONTEXT, SignedBytes(envelope.body, envelope.public_key, envelope.signature))
+    return record if signer is not None and record.peer_id == signer else None
+
+
+def _parse(data: object) -> tuple[swarm_pb2.Signed, swarm_pb2.PeerRecord] | None:
+    """Return envelope and record, unchecked, or None if they are none."""
     if not isinstance(data, bytes) or len(data) > MAX_RECORD_BYTES:
         return None
     try:
         envelope = swarm_pb2.Signed.FromString(data)
-        signer = verify(_CONTEXT, SignedBytes(envelope.body, envelope.public_key, envelope.signature))
-        record = swarm_pb2.PeerRecord.FromString(envelope.body)
+        return envelope, swarm_pb2.PeerRecord.FromString(envelope.body)
     except DecodeError:
         return None
-    return record if signer is not None and record.peer_id == signer else None
 
 
 class PeerRecordValidator(RecordValidatorBase):  # type: ignore[misc]

@@ -20,6 +20,7 @@ from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError, P2PHandlerE
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
 
+from node.core import versions
 from node.core.round_messages import Message as RoundWord
 from node.core.types import PeerId
 from node.network.frames import CHUNK_S, read_bulk, read_frame, until_closed, write_bulk, write_frame
@@ -29,7 +30,6 @@ from node.network.round_words import Malformed, check_round_id, from_wire, to_wi
 from node.v1 import round_pb2
 
 _SEND_S = 5.0
-_NAMESPACE = "potluck"
 _MAX_FRAME_BYTES = 64 * MAX_STAGES + 4096
 """A frame's list has an entry a stage in common, of a digest and a norm at most."""
 _MAX_WEIGHT = 1 << 62
@@ -247,7 +247,7 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
 
     @property
     def _space(self) -> str:
-        return f"{_NAMESPACE}/{self._fingerprint[:16]}/round"
+        return versions.namespace(self._fingerprint, "round")
 
     @property
     def _bulk_name(self) -> str:

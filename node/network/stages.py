@@ -16,6 +16,7 @@ from hivemind.p2p import P2P, PeerID
 from hivemind.p2p.p2p_daemon_bindings.control import P2PHandlerError
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
+from node.core import versions
 from node.core.errors import PeerError, PeerTimeout
 from node.core.types import PeerId
 from node.network.frames import CHUNK_S, read_bulk, read_frame, until_closed, write_bulk, write_frame
@@ -52,7 +53,7 @@ class StageTransport:
     def __init__(self, p2p: P2P, *, fingerprint: str) -> None:
         self._p2p = p2p
         self._fingerprint = fingerprint
-        self._name = f"potluck/{fingerprint[:16]}/stages"
+        self._name = versions.namespace(fingerprint, "stages")
         self._handler: StageHandler | None = None
         self._num_streams = 0
         self._moved_at: dict[PeerId, float] = {}

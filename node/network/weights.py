@@ -17,6 +17,7 @@ from hivemind.p2p import P2P, PeerID
 from hivemind.p2p.p2p_daemon_bindings.control import P2PHandlerError
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
+from node.core import versions
 from node.core.errors import PeerBusy, PeerError, PeerTimeout, ProtocolViolation
 from node.core.types import PeerId
 from node.network.frames import CHUNK_S, read_bulk, read_frame, until_closed, write_bulk, write_frame
@@ -234,7 +235,7 @@ class WeightClient:
 
 
 def _protocol(fingerprint: str) -> str:
-    return f"potluck/{fingerprint[:16]}/weights"
+    return versions.namespace(fingerprint, "weights")
 
 
 def _read(path: Path, start: int, size: int) -> bytes:

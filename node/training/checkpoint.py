@@ -30,14 +30,17 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from node.core.errors import CheckpointError, OutOfDisk
+from node.core.errors import CheckpointError, NewerFormat, OutOfDisk
 from node.core.events import Event, Fault
 from node.core.files import room_text, sync
+from node.core.versions import UPGRADE_HERE, format_number
 
 _GENERATION = re.compile(r"generation-(\d{8,12})")
 _SCRATCH = re.compile(r"\.(saving|removing)-[0-9a-f]{16}")
 _MANIFEST, _BOOKMARK = "manifest.json", "bookmark.json"
 _JSON_LIMIT_BYTES = 1 << 20
+_FORMAT_NAME, _FORMAT = "potluck-checkpoint", 1
+"""What a manifest calls its format. Its outer form, canonical JSON with a checksum, is that of every format."""
 _DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
 
 _Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -152,12 +155,15 @@ class CheckpointStore:
         older one has proved to be whole.
 
         Raises:
-            CheckpointError: There are generations and none is whole, or the newest whole one is of another run.
+            CheckpointError: There are generations and none is whole, or the newest whole one is of another run or was
+                written by a newer Potluck.
         """
         refused: list[tuple[Path, str]] = []
         for _, path in reversed(self._generations()):
             try:
                 checkpoint = _read(path)
+            except NewerFormat:
+                raise  # it is not damaged: an older one in its place would be a loss
             except CheckpointError as error:
                 refused.append((path, error.message))
                 continue
@@ -278,10 +284,17 @@ def _read_manifest(path: Path) -> _Manifest:
     try:
         body = json.loads(data)
         checksum = body.pop("checksum")
+        is_whole = checksum == _checksum(_canonical(body)) and data == _canonical({**body, "checksum": checksum})
+        if is_whole and (format_number(body.get("format"), _FORMAT_NAME) or 0) > _FORMAT:
+            raise NewerFormat(
+                f"Checkpoint file {path} was written by a newer Potluck: its format is {body['format']}, and this one "
+                f"reads {_FORMAT_NAME}-{_FORMAT}.",
+                hint=UPGRADE_HERE,
+            )
         manifest = _Manifest.model_validate(body)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"Checkpoint file {path} is torn or altered: {_brief(error)}.") from None
-    if checksum != _checksum(_canonical(body)) or data != _canonical({**body, "checksum": checksum}):
+    if not is_whole:
         raise CheckpointError(f"Checkpoint file {path} is torn or altered: its checksum is wrong.")
     return manifest
 

@@ -17,10 +17,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from node.core.errors import CheckpointError
+from node.core.errors import CheckpointError, NewerFormat
+from node.core.versions import UPGRADE_HERE, format_number
 
 _PARTS = ("values", "exp_avg", "exp_avg_sq")
-_FORMAT = "potluck-adapter-1"
+_FORMAT_NAME = "potluck-adapter"
+_FORMAT_NUMBER = 1
+_FORMAT = f"{_FORMAT_NAME}-{_FORMAT_NUMBER}"
 _LARGEST_COUNT = 1 << 62
 
 assert sys.byteorder == "little", "adapter files are little-endian and are read without a swap"
@@ -206,6 +209,11 @@ def _read_metadata(header: bytes) -> tuple[int, int, str]:
     """Return version, committed tokens and digest from an untrusted header, whose size the caller has bounded."""
     try:
         metadata = json.loads(header)["__metadata__"]
+        if (format_number(metadata["format"], _FORMAT_NAME) or 0) > _FORMAT_NUMBER:
+            raise NewerFormat(
+                f"Adapter state refused: its format is {metadata['format']}, and this Potluck reads {_FORMAT}.",
+                hint=UPGRADE_HERE,
+            )
         version, tokens, digest = (str(metadata[key]) for key in ("version", "committed_tokens", "digest"))
         if not (version.isdecimal() and tokens.isdecimal() and max(len(version), len(tokens)) < 20):
             raise ValueError("a counter is not a number")

@@ -11,12 +11,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from node.core.errors import ProtocolViolation
+from node.core.errors import ProtocolViolation, RunMismatch
 from node.core.types import PeerId
+from node.core.versions import UPGRADE_HERE
 from node.trust.identity import Identity, SignedBytes, verify
 
 MAX_SEAL_BYTES = 128 * 1024
 _CONTEXT = "run"
+_FORMAT = 1
 
 
 class ModelIdentity(BaseModel):
@@ -38,7 +40,7 @@ class RunSeal(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = Field(default=1, ge=1, le=1)
+    format: int = Field(default=_FORMAT, ge=1, le=_FORMAT)
     fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Hex digest of the recipe's shared part together with the model's digest: the name of the run."""
     recipe: str = Field(max_length=64 * 1024)
@@ -68,14 +70,29 @@ def open_seal(signed: SignedBytes, *, sender: PeerId) -> SealedRun:
 
     Raises:
         ProtocolViolation: the signature does not hold, or the body is not a run.
+        RunMismatch: a newer Potluck has founded it.
     """
     if len(signed.body) > MAX_SEAL_BYTES:
         raise ProtocolViolation(f"The run that {sender} sent is larger than {MAX_SEAL_BYTES} bytes.", peer_id=sender)
     founder = verify(_CONTEXT, signed)
     if founder is None:
         raise ProtocolViolation(f"The run that {sender} sent is not signed by its founder.", peer_id=sender)
+    _refuse_newer(signed.body)
     try:
         seal = RunSeal.model_validate_json(signed.body)
     except (ValidationError, RecursionError) as error:
         raise ProtocolViolation(f"The run that {sender} sent cannot be read: {error}.", peer_id=sender) from error
     return SealedRun(seal=seal, founder=founder, signed=signed)
+
+
+def _refuse_newer(body: bytes) -> None:
+    """Raise RunMismatch if a founder's own words say that they are in a format of later."""
+    try:
+        found = json.loads(body)["format"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return  # the reader says what is wrong
+    if isinstance(found, int) and found > _FORMAT:
+        raise RunMismatch(
+            f"The run was founded by a newer Potluck: its seal has format {found}, and this one reads {_FORMAT}.",
+            hint=UPGRADE_HERE,
+        )

@@ -17,7 +17,7 @@ class Signed(_message.Message):
     def __init__(self, body: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class PeerRecord(_message.Message):
-    __slots__ = ("fingerprint", "peer_id", "name", "addresses", "first_stage", "stop_stage", "state", "loss", "tokens_given", "progress", "at_s", "session", "drives", "stage_tokens_per_s", "capacity_stages")
+    __slots__ = ("fingerprint", "peer_id", "name", "addresses", "first_stage", "stop_stage", "state", "loss", "tokens_given", "progress", "at_s", "session", "drives", "stage_tokens_per_s", "capacity_stages", "protocol", "software")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,8 @@ class PeerRecord(_message.Message):
     DRIVES_FIELD_NUMBER: _ClassVar[int]
     STAGE_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_STAGES_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     peer_id: str
     name: str
@@ -48,7 +50,9 @@ class PeerRecord(_message.Message):
     drives: bool
     stage_tokens_per_s: float
     capacity_stages: int
-    def __init__(self, fingerprint: _Optional[str] = ..., peer_id: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., first_stage: _Optional[int] = ..., stop_stage: _Optional[int] = ..., state: _Optional[str] = ..., loss: _Optional[float] = ..., tokens_given: _Optional[int] = ..., progress: _Optional[_Union[RunProgress, _Mapping]] = ..., at_s: _Optional[float] = ..., session: _Optional[str] = ..., drives: _Optional[bool] = ..., stage_tokens_per_s: _Optional[float] = ..., capacity_stages: _Optional[int] = ...) -> None: ...
+    protocol: int
+    software: str
+    def __init__(self, fingerprint: _Optional[str] = ..., peer_id: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., first_stage: _Optional[int] = ..., stop_stage: _Optional[int] = ..., state: _Optional[str] = ..., loss: _Optional[float] = ..., tokens_given: _Optional[int] = ..., progress: _Optional[_Union[RunProgress, _Mapping]] = ..., at_s: _Optional[float] = ..., session: _Optional[str] = ..., drives: _Optional[bool] = ..., stage_tokens_per_s: _Optional[float] = ..., capacity_stages: _Optional[int] = ..., protocol: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
 
 class RunProgress(_message.Message):
     __slots__ = ("version", "base_hash", "committed_tokens", "tokens", "tokens_per_s", "hashes")
@@ -67,34 +71,40 @@ class RunProgress(_message.Message):
     def __init__(self, version: _Optional[int] = ..., base_hash: _Optional[str] = ..., committed_tokens: _Optional[int] = ..., tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., hashes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "fingerprint", "clock_s")
+    __slots__ = ("protocol", "fingerprint", "clock_s", "software")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     CLOCK_S_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     fingerprint: str
     clock_s: float
-    def __init__(self, protocol: _Optional[int] = ..., fingerprint: _Optional[str] = ..., clock_s: _Optional[float] = ...) -> None: ...
+    software: str
+    def __init__(self, protocol: _Optional[int] = ..., fingerprint: _Optional[str] = ..., clock_s: _Optional[float] = ..., software: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "recipe", "clock_s", "state")
+    __slots__ = ("protocol", "recipe", "clock_s", "state", "software")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
     CLOCK_S_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     recipe: Signed
     clock_s: float
     state: str
-    def __init__(self, protocol: _Optional[int] = ..., recipe: _Optional[_Union[Signed, _Mapping]] = ..., clock_s: _Optional[float] = ..., state: _Optional[str] = ...) -> None: ...
+    software: str
+    def __init__(self, protocol: _Optional[int] = ..., recipe: _Optional[_Union[Signed, _Mapping]] = ..., clock_s: _Optional[float] = ..., state: _Optional[str] = ..., software: _Optional[str] = ...) -> None: ...
 
 class StateRequest(_message.Message):
-    __slots__ = ("fingerprint", "stage")
+    __slots__ = ("fingerprint", "stage", "protocol")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     stage: int
-    def __init__(self, fingerprint: _Optional[str] = ..., stage: _Optional[int] = ...) -> None: ...
+    protocol: int
+    def __init__(self, fingerprint: _Optional[str] = ..., stage: _Optional[int] = ..., protocol: _Optional[int] = ...) -> None: ...
 
 class StateChunk(_message.Message):
     __slots__ = ("part", "end", "try_later", "header")

@@ -47,6 +47,12 @@ def live(folder):
     here.remember_port(4001)
 
 
+def take(folder):
+    here = Home(folder / "home")
+    here.acquire()
+    here.release()
+
+
 def run_of(folder):
     return Home(folder / "home").current_run()
 
@@ -83,6 +89,7 @@ STORED = {
     "what this node knows": Stored(live, "home/runs/*/local.json", lambda f: run_of(f).load_local()),
     "peers": Stored(live, "home/runs/*/peers.json", lambda f: run_of(f).known_peers() or FOUND),
     "port": Stored(live, "home/port", lambda f: Home(f / "home").remembered_port()),
+    "format": Stored(take, "home/format", lambda f: home._format_of(f / "home")),
     "current run": Stored(live, "home/current", run_of),
     "memo of digests": Stored(
         scenarios.remember,

@@ -64,7 +64,7 @@ def test_a_run_can_be_handed_on_by_anybody_and_changed_by_nobody(identity):
         open_seal(changed, sender="somebody")
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"[" * 50_000, b'{"format":2}', b"\xff\xfe", b"x" * (MAX_SEAL_BYTES + 1)])
+@pytest.mark.parametrize("body", [b"", b"{}", b"[" * 50_000, b'{"format":0}', b"\xff\xfe", b"x" * (MAX_SEAL_BYTES + 1)])
 def test_a_signed_body_that_is_no_run_is_refused(identity, body):
     with pytest.raises(ProtocolViolation):
         open_seal(identity.sign("run", body), sender="somebody")
