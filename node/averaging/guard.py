@@ -22,8 +22,8 @@ def refuse(values: Tensor, num_values: int) -> str:
         return f"it is {values.dtype} of shape {tuple(values.shape)}, not {num_values} fp32 numbers"
     if num_values == 0:
         return ""
-    least, most = torch.aminmax(values)  # NaN comes through
-    largest = max(abs(float(least)), abs(float(most))) if not math.isnan(float(least)) else math.nan
+    least, most = torch.aminmax(values)  # NaN comes through, in both
+    largest = max(abs(float(least)), abs(float(most)))
     if not math.isfinite(largest):
         return "it holds NaN or infinity"
     if largest > MAX_ABS:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from node.averaging.guard import refuse, refuse_norm
-from node.averaging.reduce import CAP_FACTOR, squared_norm, weighted_mean
+from node.averaging.reduce import CAP_FACTOR, cap_scales, squared_norm, weighted_mean
 
 
 def test_the_mean_is_the_sum_of_the_parts_over_the_sum_of_the_weights():
@@ -15,6 +15,36 @@ def test_the_mean_is_the_sum_of_the_parts_over_the_sum_of_the_weights():
     mean = weighted_mean(parts, [3, 5])
 
     assert torch.equal(mean, (parts[0] + parts[1]) / 8)
+
+
+def test_all_parts_are_in_the_mean_however_many():
+    parts = [torch.full((3,), 2.0**n) for n in range(4)]
+
+    assert weighted_mean(parts, [1, 2, 3, 4]).tolist() == [1.5] * 3
+
+
+def test_a_part_without_a_weight_is_an_error():
+    with pytest.raises(ValueError, match="zip"):
+        weighted_mean([torch.ones(3)] * 3, [1] * 4)
+
+
+@pytest.mark.parametrize(
+    ("norms", "weights", "scales"),
+    [
+        ([1, 1, 9.9], [1, 1, 1], [1, 1, 1]),
+        ([1, 1, 20], [1, 1, 1], [1, 1, 0.5]),
+        ([1, 1, 20], [1, 1, 2], [1, 1, 1]),  # the length for each label counts
+        ([1, 1, 40], [1, 1, 2], [1, 1, 0.5]),
+        ([1, 20], [1, 1], [1, 1]),  # of two nobody knows which is odd
+        ([1, 0, 20], [1, 0, 1], [1, 1, 1]),  # a third that counted nothing does not tell either
+        ([0.01, 0.01, 0.2, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0.5, 1, 1]),  # nor does it lower the median
+        ([1, 1, 0, 20], [1, 1, 1, 1], [1, 1, 1, 0.5]),
+    ],
+)
+def test_a_part_is_scaled_down_to_ten_times_the_median_length_and_never_up(norms, weights, scales):
+    parts = [torch.tensor([norm, 0.0, 0.0]) for norm in norms]
+
+    assert cap_scales(parts, weights) == pytest.approx(scales)
 
 
 def test_the_mean_leaves_the_parts_as_they_were():
@@ -74,5 +104,5 @@ def test_another_length_or_type_is_refused():
 
 
 def test_an_impossible_norm_is_refused():
-    assert refuse_norm(2.0) == ""
+    assert all(refuse_norm(good) == "" for good in (0.0, 1e-30, 2.0))
     assert all(refuse_norm(bad) for bad in (math.nan, math.inf, -1.0))
