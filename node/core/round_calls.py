@@ -266,10 +266,13 @@ def _gives_way_to(state: RoundState, sender: PeerId, call: Call) -> bool:
 
 
 def _hold(state: RoundState, sender: PeerId, call: Call, now_s: float) -> Step:
-    """Keep one call for later, the one of the lowest id; the other caller hears at once that it is in vain."""
+    """Keep one call for later, the latest of the lowest id; the other caller hears at once that it is in vain."""
     held = state.held
-    if held is not None and held.caller <= sender and held.until_s > now_s:
-        return (state, ()) if held.call.round == call.round else _refuse(state, sender, call, Reason.BUSY)
+    if held is not None and held.until_s > now_s:
+        if held.call.round == call.round:
+            return state, ()  # a duplicate
+        if held.caller < sender:
+            return _refuse(state, sender, call, Reason.BUSY)
     effects: tuple[Effect, ...] = ()
     if held is not None and held.caller != sender:
         state, effects = _refuse(state, held.caller, held.call, Reason.BUSY)

@@ -11,6 +11,7 @@ from three_replicas import (
     NEXT,
     RESULTS,
     SHARES,
+    WHOLE,
     answer,
     answers,
     calling,
@@ -220,16 +221,19 @@ def test_a_called_member_tells_the_first_leader_that_it_goes_with_a_lower_one():
     assert state.round.id == "r"
 
 
-def test_a_second_lead_while_a_round_is_under_way_is_dropped_at_once():
-    state, effects = run(calling(), Lead("r2", lead().plan))
+def never_began(round, reason):
+    return (Ended(round, RoundStatus.DROPPED, frozenset(), tokens=0, reason=reason),)
 
-    assert state.round.id == "r"
-    assert [(e.round, e.status) for e in of(effects, Ended)] == [("r2", RoundStatus.DROPPED)]
+
+def test_a_second_lead_while_a_round_is_under_way_is_dropped_at_once():
+    state = calling()
+
+    assert run(state, Lead("r2", lead().plan)) == (state, never_began("r2", "another round is under way"))
 
 
 def test_nobody_leads_or_answers_while_a_state_is_being_loaded():
     state, _ = run(replica("a"), SyncStarted())
-    assert of(run(state, lead())[1], Ended)[0].status is RoundStatus.DROPPED
+    assert run(state, lead()) == (state, never_began("r", "this node is fetching a state"))
 
     state, effects = run(state, SyncFailed(), lead())
     assert of(effects, Prepare) == [Prepare("r")]
@@ -268,5 +272,16 @@ def test_whom_a_member_sees_goes_into_its_answer():
     assert sent(effects)[0][1].alive == seen("abx")
 
 
-def test_a_resting_replica_needs_no_clock():
+def test_whom_the_plan_holds_for_alive_counts_from_the_call_on():
+    state, _ = run(replica("a", alive=frozenset("a")), lead(alive=frozenset("bcd")))
+
+    assert state.alive == seen("abcd")
+
+
+def test_a_resting_replica_and_one_that_steps_need_no_clock():
     assert wake_at_s(replica("a")) is None
+    me = frozenset("a")
+    alone, _ = run(replica("a", alive=me), lead(me, me), prepared("a", 10, 11), SealDone("r"), reduced("a"))
+    assert alone.phase is Phase.APPLYING
+    assert wake_at_s(alone) is None
+    assert alone.shard == WHOLE
