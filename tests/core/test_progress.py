@@ -3,6 +3,7 @@
 import dataclasses
 
 from node.core.progress import (
+    SwarmTotals,
     leader,
     missing_stages,
     peer_ahead,
@@ -67,7 +68,16 @@ def test_partners_of_the_latest_round_count_as_far_as_this_node():
     swarm = with_partners(view(partner, peer("b"), peer("c")), mine, {"a"}, stepped_at_s=60.0)
 
     assert [p.peer_id for p in peers_of_one_state(swarm, mine)] == ["a", "b"]
-    assert swarm.peer("a").progress.tokens == 0
+    fresh = progress(version=4, hash="bb", committed=1200, tokens=0, at_s=60.0, hashes=((1, "b1"),))
+    assert swarm.peer("a").progress == fresh
+    assert swarm.peer("c") == peer("c")
+
+
+def test_a_partner_that_has_told_of_the_round_itself_is_taken_at_its_word():
+    mine = progress(version=4)
+    swarm = view(peer("a", version=4, tokens=70), peer("b"))
+
+    assert with_partners(swarm, mine, {"a"}, stepped_at_s=60.0) == swarm
 
 
 def test_tokens_of_others_are_counted_on_by_their_rate_but_not_for_ever():
@@ -77,12 +87,18 @@ def test_tokens_of_others_are_counted_on_by_their_rate_but_not_for_ever():
     assert tokens_towards_next(swarm, mine, now_s=54.0) == 270
     assert tokens_towards_next(swarm, mine, now_s=5000.0) == 330
     assert tokens_towards_next(swarm, mine, now_s=10.0) == 230, "a clock that is behind takes nothing away"
+    assert tokens_towards_next(swarm, mine, now_s=54.0, without={"a"}) == 30
+    first = view(peer("a"), peer("b", tokens=200, rate=10.0, at_s=50.0), me="a")
+    assert tokens_towards_next(first, mine, now_s=50.0) == 230, "wherever this node stands among them"
 
 
 def test_the_lineage_with_more_committed_tokens_is_followed():
     mine = progress()
     ahead = peer("a", version=2, hash="bb", committed=1001)
     assert peer_ahead(view(ahead, peer("b")), mine) == ahead
+    last = dataclasses.replace(ahead, peer_id="c")
+    assert peer_ahead(view(dataclasses.replace(ahead, progress=None), peer("b"), last), mine) == last
+    assert peer_ahead(view(dataclasses.replace(ahead, peer_id="b"), peer("c")), mine) is None, "its own old record"
     assert peer_ahead(view(peer("a", version=9, hash="bb", committed=999), peer("b")), mine) is None
     assert peer_ahead(view(peer("a"), peer("b")), mine) is None
     assert peer_ahead(view(dataclasses.replace(ahead, state=PeerState.SYNCING), peer("b")), mine) is None
@@ -103,6 +119,12 @@ def test_totals_weigh_losses_by_speed_and_leave_out_who_does_not_train():
             peer("c", rate=99.0, loss=9.0, state=PeerState.PAUSED),
         )
     )
-    assert swarm.tokens_per_s == 40.0
-    assert swarm.loss == 1.5
-    assert swarm.num_peers == 3
+    assert swarm == SwarmTotals(num_peers=3, tokens_per_s=40.0, loss=1.5, version=3)
+
+
+def test_totals_of_who_has_no_loss_no_rate_or_no_progress_yet():
+    new = dataclasses.replace(peer("a"), progress=None)
+    assert totals(view(new)) == SwarmTotals(num_peers=1, tokens_per_s=0, loss=None, version=0)
+    slow = (peer("b", rate=0.0, loss=2.0), peer("c", rate=0.0, loss=4.0), peer("d", version=7))
+    assert totals(view(new, *slow)) == SwarmTotals(num_peers=4, tokens_per_s=10.0, loss=3.0, version=7)
+    assert totals(view(peer("b", rate=0.5, loss=2.0), peer("c", rate=1.5, loss=4.0))).loss == 3.5

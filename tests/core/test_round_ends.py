@@ -1,8 +1,11 @@
-"""Exchange, votes, verdict, doubt and step, one transition a test: three replicas a < b < c, the leader first."""
+"""Verdict, doubt and step, one transition a test: three replicas a < b < c, the leader first."""
 
 from dataclasses import replace
 
+import pytest
 from three_replicas import (
+    ABC,
+    ANSWER_S,
     BASE,
     BUDGET_S,
     CALL,
@@ -10,8 +13,10 @@ from three_replicas import (
     OTHER,
     RESULTS,
     SHARES,
+    answers,
+    calling,
     commit,
-    leader_exchanging,
+    lead,
     leader_voted,
     member_doubting,
     member_exchanging,
@@ -26,11 +31,12 @@ from three_replicas import (
     vote,
 )
 
+from node.core.round_ends import known, remember
 from node.core.round_messages import (
     Ask,
-    Fail,
     Knowledge,
     Open,
+    SpanResult,
     Tell,
     Verdict,
     Vote,
@@ -38,135 +44,27 @@ from node.core.round_messages import (
 from node.core.round_state import (
     DOUBT_S,
     GRACE_S,
+    REMEMBERED_ROUNDS,
     SETTLE_S,
     Applied,
     Apply,
     ApplyFailed,
-    Broken,
+    Discard,
     Ended,
     FellBehind,
+    Lead,
     Lost,
     PartIn,
     Phase,
     Prepare,
     Received,
-    Reduce,
     SealDone,
     Send,
     SyncStarted,
     Tick,
 )
 from node.core.round_step import wake_at_s
-from node.core.types import RoundStatus
-
-# --- exchange, votes, verdict ----------------------------------------------------------------------------------
-
-
-def test_a_span_is_reduced_when_all_parts_are_there_even_if_one_came_before_the_opening():
-    state, _ = run(replica("b"), Received("a", CALL), prepared("b", 20, 21), PartIn("r", "c"))
-    state, effects = run(state, Received("a", Open("r", SHARES)))
-    assert not of(effects, Reduce)
-
-    state, effects = run(state, PartIn("r", "a"))
-    assert not of(effects, Reduce), "its own sums are not sealed yet"
-
-    assert of(run(state, SealDone("r"))[1], Reduce) == [Reduce("r")]
-
-
-def test_member_votes_with_the_digest_of_everything_when_it_holds_all_spans():
-    state, effects = run(
-        member_exchanging(),
-        *(PartIn("r", "a"), PartIn("r", "c"), span_in("c"), reduced("b"), span_in("a")),
-    )
-
-    assert sent(effects) == [("a", Vote("r", RESULTS))]
-    assert state.phase is Phase.VOTED
-
-
-def test_all_equal_votes_commit_and_everybody_hears_it():
-    state, effects = run(leader_voted(), Received("b", vote()))
-    assert effects == ()
-
-    state, effects = run(state, Received("c", vote()))
-
-    verdict = Verdict("r", committed=True, reason="", results=RESULTS)
-    assert effects == (Send("b", verdict), Send("c", verdict), Apply("r", SHARES, RESULTS))
-
-
-def test_votes_that_differ_drop_the_round():
-    state, effects = run(leader_voted(), Received("b", vote("other")))
-
-    assert of(effects, Ended)[0].status is RoundStatus.DROPPED
-    assert not of(effects, Apply)
-    assert [(to, message.committed) for to, message in sent(effects)] == [("b", False), ("c", False)]
-
-
-def test_leader_drops_when_the_votes_are_not_there_by_the_deadline():
-    state, effects = run(leader_voted(), Received("b", vote()), Tick(), now_s=BUDGET_S)
-
-    assert of(effects, Ended)[0].unsure == {"c"}
-    assert state.phase is Phase.IDLE
-
-
-def test_leader_names_whose_parts_are_missing_when_time_runs_out():
-    state, effects = run(leader_exchanging(), PartIn("r", "b"), Tick(), now_s=BUDGET_S)
-
-    (ended,) = of(effects, Ended)
-    assert (ended.late, ended.unsure, ended.culprits) == ({"c"}, frozenset(), frozenset())
-    assert state.phase is Phase.IDLE
-
-
-def test_leader_is_not_sure_of_whose_result_is_missing_when_all_parts_are_here():
-    _, effects = run(
-        leader_exchanging(), PartIn("r", "b"), PartIn("r", "c"), reduced("a"), span_in("b"), Tick(), now_s=BUDGET_S
-    )
-
-    (ended,) = of(effects, Ended)
-    assert (ended.late, ended.unsure, ended.culprits) == (frozenset(), {"c"}, frozenset())
-
-
-def test_a_broken_stream_drops_the_round_for_everybody():
-    _, effects = run(member_exchanging(), Broken("r", "c", "cut off"))
-    assert sent(effects) == [("a", Fail("r", "c", "cut off"))]
-
-    _, effects = run(leader_exchanging(), Received("b", Fail("r", "c", "cut off")))
-    assert {to for to, message in sent(effects) if not message.committed} == {"b", "c"}
-    assert of(effects, Ended)[0].unsure == {"c"}, "one's word against another's"
-
-
-def test_a_stranger_and_a_member_cannot_speak_for_the_leader():
-    for sender in ("c", "x"):
-        drop = Received(sender, Verdict("r", committed=False, reason="no"))
-        opened = Received(sender, Open("r", SHARES))
-
-        assert run(member_voted(), drop)[0].phase is Phase.VOTED
-        assert run(replica("b"), Received("a", CALL), prepared("b", 20, 21), opened)[0].phase is Phase.ANSWERED
-
-    assert run(leader_voted(), Received("x", vote()), Received("x", Fail("r", None, "")))[1] == ()
-
-
-def test_a_commit_of_other_bytes_is_not_mine():
-    state, effects = run(member_voted(), commit(OTHER))
-
-    assert state.phase is Phase.VOTED
-    assert effects == ()
-
-
-def test_a_leader_takes_nobodys_word_for_its_own_round():
-    state, effects = run(leader_voted(), Received("b", Tell("r", Knowledge.COMMITTED, RESULTS)))
-
-    assert (state.phase, effects) == (Phase.VOTED, ())
-
-
-def test_repeated_messages_change_nothing():
-    once = run(leader_voted(), Received("b", vote()))
-    twice = run(leader_voted(), Received("b", vote()), Received("b", vote()))
-    assert once == twice
-
-    committed = run(member_voted(), commit())[0]
-    for late in (Received("a", CALL), Received("a", Open("r", SHARES)), commit(), span_in("a")):
-        assert run(committed, late) == (committed, ())
-
+from node.core.types import RoundStatus, Standing
 
 # --- doubt -----------------------------------------------------------------------------------------------------
 
@@ -184,6 +82,7 @@ def test_after_its_vote_a_member_asks_the_others_instead():
         state, effects = run(member_voted(), why, now_s=now_s)
 
         assert state.phase is Phase.DOUBTING
+        assert state.round.unheard == (frozenset("ac") if isinstance(why, Tick) else frozenset("c"))
         assert sent(effects) == [("a", Ask("r")), ("c", Ask("r"))]
         assert wake_at_s(state) == now_s + DOUBT_S
 
@@ -202,8 +101,30 @@ def test_a_member_that_waits_too_is_told_as_soon_as_it_is_known():
     assert sent(effects) == [("c", Tell("r", Knowledge.PENDING))]
 
     _, effects = run(state, commit())
+    assert sent(effects) == [("c", Tell("r", Knowledge.COMMITTED, RESULTS))]
+    _, effects = run(state, Received("a", Verdict("r", committed=False, reason="no")))
+    assert sent(effects) == [("c", Tell("r", Knowledge.DROPPED))]
 
-    assert ("c", Tell("r", Knowledge.COMMITTED, RESULTS)) in sent(effects)
+    state, _ = run(leader_voted(), Received("b", Ask("r")), Received("b", vote()))
+    _, effects = run(state, Received("c", vote()))
+    assert [(to, type(word)) for to, word in sent(effects)] == [("b", Verdict), ("c", Verdict), ("b", Tell)]
+    _, effects = run(state, Received("c", vote("other")))
+    assert [(to, type(word)) for to, word in sent(effects)] == [("b", Verdict), ("c", Verdict), ("b", Tell)]
+
+
+def test_one_that_never_heard_of_a_round_says_so_and_notes_nobody():
+    assert run(member_voted(), Received("c", Ask("z"))) == (member_voted(), (Send("c", Tell("z", Knowledge.UNKNOWN)),))
+
+
+def test_the_latest_rounds_are_remembered_and_each_once():
+    state = replica("b")
+    for number in range(REMEMBERED_ROUNDS + 1):
+        state = remember(state, f"r{number}", Knowledge.DROPPED)
+    state = remember(state, "r5", Knowledge.COMMITTED, RESULTS)
+
+    assert [round for round, *_ in state.ended] == [*(f"r{n}" for n in range(1, 17) if n != 5), "r5"]
+    assert known(state, "r5") == (Knowledge.COMMITTED, RESULTS)
+    assert known(state, "r0") == (Knowledge.UNKNOWN, ())
 
 
 def test_one_that_never_voted_proves_that_the_round_was_dropped():
@@ -215,8 +136,12 @@ def test_one_that_never_voted_proves_that_the_round_was_dropped():
 
 def test_when_nobody_knows_the_doubt_ends_soon_and_says_that_it_is_one():
     at_s = BUDGET_S + GRACE_S
-    state, _ = run(member_doubting(at_s), Lost("a"), Received("c", Tell("r", Knowledge.PENDING)), now_s=at_s)
+    state, _ = run(member_doubting(at_s), Lost("a"), Lost("a"), now_s=at_s)
+    assert wake_at_s(state) == at_s + DOUBT_S
+    state, _ = run(state, Received("c", Tell("r", Knowledge.PENDING)), now_s=at_s)
     assert wake_at_s(state) == at_s + SETTLE_S
+    last, _ = run(member_doubting(at_s), Received("c", Tell("r", Knowledge.UNKNOWN)), Lost("a"), now_s=at_s)
+    assert last == state
 
     state, effects = run(state, Tick(), now_s=at_s + SETTLE_S)
 
@@ -236,6 +161,22 @@ def test_a_commit_that_comes_to_light_late_is_honoured_until_the_next_round_open
     opened = Received("a", Open("r2", SHARES))
     state, _ = run(given_up(), Received("a", later), prepared("b", 20, 21, "r2"), opened)
     assert run(state, commit()) == (state, ())
+    state, _ = run(state, Received("a", Verdict("r2", committed=False, reason="no")))
+    assert run(state, commit()) == (state, ())
+    assert run(given_up(), replace(commit(), message=replace(commit().message, round="z"))) == (given_up(), ())
+    assert run(given_up(), replace(commit(), sender="x")) == (given_up(), ()), "no member of it"
+
+
+def test_a_round_that_has_not_opened_ends_when_an_earlier_one_turns_out_to_be_committed():
+    called, _ = run(given_up(), Received("a", replace(CALL, round="r2")))
+    leading, _ = run(given_up(), Lead("r2", lead().plan))
+
+    for state in (called, leading):
+        state, effects = run(state, commit())
+        (ended,) = of(effects, Ended)
+        assert (ended.round, ended.reason) == ("r2", "an earlier round turned out to be committed")
+        assert of(effects, Apply) == [Apply("r", SHARES, RESULTS)]
+        assert (state.phase, state.doubt) == (Phase.APPLYING, None)
 
 
 def test_no_late_commit_is_honoured_while_another_state_is_being_loaded():
@@ -254,6 +195,28 @@ def test_a_call_that_was_built_upon_the_round_proves_that_it_was_committed():
         assert of(effects, Prepare) == [Prepare("r2")], "the call was held until this replica was there"
 
 
+@pytest.mark.parametrize(
+    ("state", "knowledge"),
+    [
+        (lambda: run(replica("b"), Received("a", CALL))[0], Knowledge.UNKNOWN),
+        (member_exchanging, Knowledge.DROPPED),
+        (member_voted, Knowledge.DROPPED),
+        (member_doubting, Knowledge.DROPPED),
+    ],
+    ids=["answered", "exchanging", "voted", "doubting"],
+)
+@pytest.mark.parametrize("must_discard", [True, False])
+def test_a_leaders_drop_ends_the_round_and_proves_it_once_it_was_open(state, knowledge, must_discard):
+    no = Verdict("r", committed=False, reason="no", must_discard=must_discard)
+
+    after, effects = run(state(), Received("a", no))
+
+    assert (after.phase, after.round) == (Phase.IDLE, None)
+    assert [(ended.reason, ended.is_in_doubt) for ended in of(effects, Ended)] == [("no", False)]
+    assert len(of(effects, Discard)) == must_discard
+    assert sent(run(after, Received("c", Ask("r")))[1]) == [("c", Tell("r", knowledge))]
+
+
 # --- stepping --------------------------------------------------------------------------------------------------
 
 
@@ -269,11 +232,53 @@ def test_a_call_for_the_next_version_waits_until_this_replica_has_stepped():
     assert of(effects, Prepare) == [Prepare("r2")]
 
 
-def test_one_that_cannot_step_fetches_the_state_that_it_should_have_reached():
-    applying = run(member_voted(), commit())[0]
+@pytest.mark.parametrize(("voted", "source"), [(member_voted, "a"), (leader_voted, "b")], ids=["member", "leader"])
+def test_one_that_cannot_step_fetches_the_state_that_it_should_have_reached(voted, source):
+    state, _ = run(voted(), Received("b", vote()), Received("c", vote()), commit())
+    assert state.phase is Phase.APPLYING
 
-    state, effects = run(applying, ApplyFailed("r", "out of memory"))
+    state, effects = run(state, ApplyFailed("r", "out of memory"))
 
-    assert state.must_sync
-    assert of(effects, FellBehind)[0].peer == "a"
-    assert of(effects, FellBehind)[0].standing.version == BASE.version + 1
+    ended = Ended("r", RoundStatus.DROPPED, ABC, tokens=0, reason="out of memory", shares=SHARES)
+    assert effects == (ended, FellBehind(source, Standing(BASE.version + 1, "", BASE.committed_tokens + 63)))
+    assert (state.phase, state.round, state.must_sync) == (Phase.IDLE, None, True)
+
+
+def test_one_that_cannot_step_alone_has_nobody_to_follow():
+    me = frozenset("a")
+    state, _ = run(replica("a", alive=me), lead(me, me), prepared("a", 10, 11), SealDone("r"), reduced("a"))
+
+    state, effects = run(state, ApplyFailed("r", "out of memory"))
+
+    assert [type(effect) for effect in effects] == [Ended]
+    assert (state.phase, state.must_sync) == (Phase.IDLE, False)
+
+
+@pytest.mark.parametrize("told", [Applied("z", NEXT), ApplyFailed("z", ""), Applied("r", NEXT), ApplyFailed("r", "")])
+def test_the_end_of_a_step_that_this_round_has_not_come_to_is_nothing(told):
+    for state in (replica("b"), member_voted()):
+        assert run(state, told) == (state, ())
+    if told.round == "z":
+        applying = run(member_voted(), commit())[0]
+        assert run(applying, told) == (applying, ())
+
+
+def test_two_that_stepped_together_say_who_was_in_it_and_who_was_dead_or_silent():
+    for event, dead, stalled in ((Lost("c", refused=True), "c", ""), (Tick(), "", "c")):
+        state, _ = run(run(calling(), answers("b"))[0], event, now_s=ANSWER_S)
+        shares = state.round.shares
+        two = tuple(SpanResult(0, who, f"d{who}") for who in "ab")
+        done = (SealDone("r"), PartIn("r", "b"), reduced("a"), span_in("b"), Received("b", Vote("r", two)))
+
+        state, effects = run(state, *done, Applied("r", NEXT))
+
+        assert effects[-1] == Ended(
+            "r",
+            RoundStatus.COMMITTED,
+            frozenset("ab"),
+            32,
+            stalled=frozenset(stalled),
+            dead=frozenset(dead),
+            shares=shares,
+        )
+        assert (state.round, state.standing) == (None, NEXT)

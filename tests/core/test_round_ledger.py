@@ -104,3 +104,42 @@ def test_out_of_view_nothing_is_counted_twice():
 
     assert sums(ledger) == ["b"]  # was in no round at all: certainly not in theirs
     assert lost == 3
+
+
+def test_what_lies_before_a_fork_is_shared_though_the_other_lineage_no_longer_shows_it():
+    ledger = Ledger()
+    for round in ("r1", "r2", "r3"):
+        ledger = ledger.sealed(round, 1).carried(round).committed(round, shared=False)
+    ledger = ledger.sealed("doubtful", 1).carried("x").sealed("new", 1)
+
+    ledger, lost = ledger.moved(("r2", "x"))
+
+    assert (sums(ledger), lost) == (["r3", "new"], 0)
+
+
+def test_any_number_of_sums_that_another_lineage_does_not_carry_stays_to_be_brought():
+    ledger = Ledger()
+    for number in range(KEPT_ENTRIES + 3):
+        ledger = ledger.sealed(number, 1)
+    ledger = ledger.carried("dropped")
+
+    ledger, lost = ledger.moved(("other",))
+
+    assert (sums(ledger), lost) == (list(range(KEPT_ENTRIES + 3)), 0)
+
+
+def test_a_loss_is_told_once():
+    ledger = Ledger().sealed("a", 3).carried("r1").committed("r1", shared=True).committed("r2", shared=True)
+
+    ledger, lost = ledger.moved(("other",))
+    assert lost == 3
+
+    assert ledger.moved(("third",))[1] == 0
+
+
+def test_a_round_does_not_carry_what_was_spent_before_it():
+    ledger = Ledger().sealed("a", 3).carried("r1").committed("r1", shared=False).carried("r2")
+
+    ledger, _ = ledger.moved(("r2",))
+
+    assert sums(ledger) == ["a"]

@@ -15,6 +15,4 @@ def pytest_collection_modifyitems(items):
             test._hypothesis_internal_use_settings = settings(
                 own, max_examples=min(own.max_examples, NUM_EXAMPLES), derandomize=True, database=None, deadline=None
             )
-    items.sort(
-        key=lambda item: (getattr(getattr(item, "obj", None), "is_hypothesis_test", False), "faults" in item.nodeid)
-    )
+    items.sort(key=lambda item: getattr(getattr(item, "obj", None), "is_hypothesis_test", False))

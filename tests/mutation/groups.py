@@ -14,7 +14,6 @@ class Group:
     """Tests that take seconds and find nothing that the others do not."""
 
 
-STEPS = "tests/faults/test_durable_steps.py"
 GROUPS = {
     "store": Group(
         modules=("node/training/checkpoint.py", "node/training/saver.py", "node/core/files.py"),
@@ -23,9 +22,6 @@ GROUPS = {
             "tests/training/test_saver.py",
             "tests/core/test_files.py",
             "tests/training/test_crash.py",
-            f"{STEPS}::test_a_power_cut_at_any_step_of_a_save_loses_no_checkpoint",
-            f"{STEPS}::test_a_node_that_is_killed_at_any_durable_step_loses_nothing[saving checkpoints]",
-            f"{STEPS}::test_a_step_that_the_disk_refuses_is_told_with_path_and_bytes_and_loses_nothing[saving checkpoints]",
         ),
         without=(
             "tests/training/test_crash.py::test_killing_with_9_at_any_moment_of_a_save_loses_and_tears_no_checkpoint",
@@ -49,6 +45,7 @@ GROUPS = {
         tests=(
             "tests/core/test_round_calls.py",
             "tests/core/test_round_ends.py",
+            "tests/core/test_round_exchange.py",
             "tests/core/test_round_refusals.py",
             "tests/core/test_round_ledger.py",
             "tests/core/test_round_shares.py",
