@@ -19,6 +19,7 @@ GROUPS = {
         modules=("node/training/checkpoint.py", "node/training/saver.py", "node/core/files.py"),
         tests=(
             "tests/training/test_checkpoint.py",
+            "tests/training/test_checkpoint_refusals.py",
             "tests/training/test_saver.py",
             "tests/core/test_files.py",
             "tests/training/test_crash.py",

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -6,31 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkpoints import files_of, latest, make_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from node.core.errors import CheckpointError
+from node.core.errors import CheckpointError, OutOfDisk
 from node.core.events import Fault
+from node.training import checkpoint as module
 from node.training.checkpoint import Checkpoint, CheckpointStore
-
-
-def make_checkpoint(version: int, size: int = 3000) -> Checkpoint:
-    return Checkpoint(
-        fingerprint="a" * 64,
-        version=version,
-        adapters={0: bytes([version % 256]) * size, 1: os.urandom(100)},
-        cursor={"file": "mine.jsonl", "row": version * 10, "nested": [1, None, "é"]},
-        counters={"rounds": version},
-        random={"dropout": 1 << 100},
-    )
-
-
-def latest(folder: Path) -> Path:
-    return max(folder.glob("generation-*"))
-
-
-def files_of(generation: Path) -> list[Path]:
-    return sorted(path for path in generation.iterdir() if path.is_file())
 
 
 def test_what_was_saved_is_loaded(tmp_path):
@@ -183,3 +167,130 @@ def test_the_store_needs_no_torch():
     program = "import sys, node.training.checkpoint; assert 'torch' not in sys.modules"
 
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_reader_beside_a_running_node_touches_nothing(tmp_path):
+    events = []
+    owner = CheckpointStore(tmp_path)
+    owner.save(make_checkpoint(1))
+    owner.save(make_checkpoint(2))
+    (latest(tmp_path) / "bookmark.json").write_text("{}")
+    (tmp_path / ".saving-0123456789abcdef").mkdir()  # the owner is in the middle of a save
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    reader = CheckpointStore(tmp_path, emit=events.append, read_only=True)
+    assert reader.load_latest("a" * 64).version == 1
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert [event.what.endswith("Using generation-00000001 instead.") for event in events] == [True]
+    assert "The work since then is done again" in events[0].hint
+
+
+def test_the_stages_of_the_newest_generation_are_told_by_its_manifest_alone(tmp_path):
+    store = CheckpointStore(tmp_path, keep=3)
+    assert store.latest_stages("run") == ()
+    for stages in ((0,), (2, 10, 3)):
+        store.save(Checkpoint("run", 1, dict.fromkeys(stages, b"x")))
+    for path in tmp_path.glob("generation-*/adapter-*"):
+        path.unlink()
+
+    assert store.latest_stages("run") == (2, 3, 10)
+    (latest(tmp_path) / "manifest.json").write_text("{}")
+    assert store.latest_stages("run") == (0,)
+    assert store.latest_stages("other") == ()
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_as_many_generations_stay_as_were_asked_for(tmp_path, keep):
+    store = CheckpointStore(tmp_path, keep=keep)
+
+    for version in range(5):
+        store.save(make_checkpoint(version))
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"generation-{n:08d}" for n in range(6 - keep, 6)]
+    with pytest.raises(AssertionError):
+        CheckpointStore(tmp_path, keep=0)
+
+
+def test_numbers_of_generations_go_on_where_the_last_one_was(tmp_path):
+    (tmp_path / "generation-00000099").mkdir()
+    (tmp_path / "generation-123456789").mkdir()
+    (tmp_path / "generation-1234567890123").mkdir()  # too long to be one of ours
+
+    CheckpointStore(tmp_path, keep=9).save(make_checkpoint(1))
+
+    assert (tmp_path / "generation-123456790" / "manifest.json").exists()
+
+
+def test_every_file_is_durable_before_the_generation_has_its_name_and_its_name_before_save_returns(
+    tmp_path, monkeypatch
+):
+    folder, steps = tmp_path / "a" / "b", []
+    real_fsync, real_rename = os.fsync, Path.rename
+
+    def fsync(descriptor):
+        steps.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        real_fsync(descriptor)
+
+    def rename(path, target):
+        steps.append(("rename", Path(target)))
+        return real_rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", rename)
+
+    CheckpointStore(folder).save(make_checkpoint(1))
+
+    made, (*written, scratch), end = steps[:2], steps[2:-2], steps[-2:]
+    assert sorted(made) == [("sync", tmp_path), ("sync", tmp_path / "a")]
+    assert scratch[1].name.startswith(".saving-")
+    assert {path.parent for _, path in written} == {scratch[1]}
+    assert sorted(path.name for _, path in written) == sorted(path.name for path in files_of(latest(folder)))
+    assert end == [("rename", folder / "generation-00000001"), ("sync", folder)]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "hint"),
+    [
+        ("ENOSPC", OutOfDisk, "Make room there"),
+        ("EROFS", OutOfDisk, "Make room there"),
+        ("EDQUOT", OutOfDisk, "Make room there"),
+        ("EFBIG", OutOfDisk, "Make room there"),
+        ("EIO", CheckpointError, "Check that this folder can be written"),
+        ("EACCES", CheckpointError, "Check that this folder can be written"),
+    ],
+)
+def test_a_save_that_fails_is_told_with_what_to_do_and_leaves_no_half(tmp_path, monkeypatch, code, kind, hint):
+    store = CheckpointStore(tmp_path)
+    store.save(make_checkpoint(1))
+    number = getattr(errno, code)
+
+    def fails(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises((CheckpointError, OutOfDisk)) as caught:
+        store.save(make_checkpoint(2))
+
+    assert type(caught.value) is kind
+    assert caught.value.message.startswith(f"Cannot save a checkpoint to {tmp_path}: {os.strerror(number)}. It needs ")
+    assert caught.value.hint.startswith(hint)
+    assert caught.value.hint.endswith("The checkpoints before are untouched.")
+    assert [path.name for path in tmp_path.iterdir()] == ["generation-00000001"]
+
+
+def test_what_is_needed_is_the_size_of_all_files(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "room_text", lambda folder, size: asked.append((folder, size)) or "")
+    size = CheckpointStore(tmp_path).save(make_checkpoint(1))
+    monkeypatch.setattr(module, "sync", lambda path: (_ for _ in ()).throw(OSError(errno.EIO, "no")))
+
+    with pytest.raises(CheckpointError):
+        CheckpointStore(tmp_path).save(make_checkpoint(1))
+
+    assert asked == [(tmp_path, size)]
+
+
+def test_free_room_is_that_of_the_stores_disk_and_none_where_there_is_no_store(tmp_path):
+    assert CheckpointStore(tmp_path).free_bytes() == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
+    assert CheckpointStore(tmp_path / "nothing").free_bytes() == 0
