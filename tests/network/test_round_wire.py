@@ -1,6 +1,7 @@
 """The round's words and bulk on the wire: what comes in is checked before anything is done with it."""
 
 import asyncio
+import dataclasses
 from contextlib import AsyncExitStack, suppress
 
 import pytest
@@ -29,7 +30,15 @@ from node.core.round_messages import (
 from node.core.types import NO_SHARD, Shard, Standing
 from node.network.compression import decode, encode, num_bytes
 from node.network.processes import start_p2p
-from node.network.round_words import MAX_SPANS, Malformed, from_wire, result_text, to_wire
+from node.network.round_words import (
+    MAX_MESSAGE_BYTES,
+    MAX_SPANS,
+    Malformed,
+    from_wire,
+    parse_result,
+    result_text,
+    to_wire,
+)
 from node.network.rounds import Bulk, Parts, PeerLost, RoundTransport, digest_of
 from node.trust.identity import Identity
 from node.v1 import round_pb2
@@ -110,6 +119,13 @@ def voted(**fields):
     return round_pb2.RoundMessage(round="r.1", vote=round_pb2.RoundVote(results=[round_pb2.RoundResult(**fields)]))
 
 
+def opened(**fields):
+    fields = {"peer_id": PEERS[0], **fields}
+    return round_pb2.RoundMessage(round="r.1", open=round_pb2.RoundOpen(shares=[round_pb2.RoundShare(**fields)]))
+
+
+A_SHARE = round_pb2.RoundShare(peer_id=PEERS[0])
+MANY_HASHES = round_pb2.Standing(base_hash="0b", hashes=[round_pb2.StageHash(hash="0a")] * 65)
 A_RESULT = round_pb2.RoundResult(stage=1, owner=PEERS[0], digest=RESULTS[0].digest)
 MANY_SPANS = round_pb2.RoundShare(peer_id=PEERS[0], spans=[round_pb2.RoundSpan()] * (MAX_SPANS // 2 + 1))
 UNUSABLE_RESULTS = ["", "../../x", "ab" * 32, "ab" * 32 + ":nan", "ab" * 32 + ":1e999", "ab" * 32 + ":-1.0"]
@@ -149,6 +165,97 @@ UNUSABLE_RESULTS = ["", "../../x", "ab" * 32, "ab" * 32 + ":nan", "ab" * 32 + ":
 def test_values_out_of_bounds_are_malformed(wire):
     with pytest.raises(Malformed):
         from_wire(wire)
+
+
+FULL = round_pb2.RoundShare(peer_id=PEERS[0], spans=[round_pb2.RoundSpan()] * (MAX_SPANS // 2))
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        spoil(WORDS[0], round="x" * 128),
+        spoil(WORDS[0], call__budget_s=3600.0),
+        spoil(WORDS[0], call__budget_s=5e-324),
+        spoil(WORDS[0], call__settings="s" * 200),
+        spoil(WORDS[0], call__base_round=""),
+        spoil(WORDS[0], call__standing__version=2**62 - 1),
+        spoil(WORDS[0], call__standing__base_hash="f" * 64),
+        spoil(WORDS[1], answer__weight=2**62 - 1),
+        spoil(ANSWER, answer__session="0f" * 16),
+        spoil(ANSWER, answer__shard__first_stage=3),
+        spoil(ANSWER, answer__shard__stop_stage=64),
+        with_stage(stage=63),
+        with_stage(hash="0" * 16),
+        answered(alive=[round_pb2.RoundSeen(peer_id=PEERS[0])] * 256),
+        voted(stage=0, owner=PEERS[0], digest="ab" * 32 + ":0.0"),
+        round_pb2.RoundMessage(round="r.1", vote=round_pb2.RoundVote(results=[A_RESULT] * MAX_SPANS)),
+        round_pb2.RoundMessage(round="r.1", open=round_pb2.RoundOpen(shares=[FULL] * 2)),
+    ],
+)
+def test_values_at_their_bounds_are_words(wire):
+    assert from_wire(wire).round == wire.round
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        spoil(WORDS[0], call__budget_s=0.0),
+        spoil(WORDS[0], call__budget_s=3600.1),
+        spoil(WORDS[0], call__base_round="../x"),
+        spoil(WORDS[0], call__standing__version=2**62),
+        spoil(WORDS[0], call__standing__committed_tokens=2**62),
+        spoil(ANSWER, answer__weight=2**62),
+        spoil(ANSWER, answer__tokens=2**62),
+        round_pb2.RoundMessage(round="r.1", call=round_pb2.RoundCall(standing=MANY_HASHES, budget_s=1.0)),
+        answered(stages=[round_pb2.RoundStage(hash="0a")] * 65),
+        answered(doubts=[round_pb2.RoundDoubt(peer_id=PEERS[0])] * 257),
+        opened(weight=2**62),
+        opened(tokens=2**62),
+        opened(session="x"),
+        opened(peer_id="nobody"),
+        opened(shard=round_pb2.RoundShard(first_stage=2, stop_stage=1)),
+        opened(spans=[round_pb2.RoundSpan(stage=64)]),
+        opened(spans=[round_pb2.RoundSpan(start=2**62)]),
+        opened(spans=[round_pb2.RoundSpan(stop=2**62)]),
+        spoil(Fail("r.1", PEERS[0], "why"), fail__suspect="nobody"),
+        spoil(WORDS[2], refusal__standing__base_hash=""),
+        round_pb2.RoundMessage(round="r.1", open=round_pb2.RoundOpen(shares=[A_SHARE] * 257)),
+    ],
+)
+def test_values_just_past_their_bounds_are_malformed(wire):
+    with pytest.raises(Malformed):
+        from_wire(wire)
+
+
+def test_a_ping_is_no_word():
+    assert from_wire(round_pb2.RoundMessage(ping=round_pb2.RoundPing())) is None
+
+
+def test_a_message_may_be_as_long_as_its_bound_and_no_longer():
+    wire = to_wire(Ask("r.1"), fingerprint="")
+    wire.fingerprint = "f" * (MAX_MESSAGE_BYTES - wire.ByteSize() - 4)  # 1 byte of its tag and 3 of its length
+    assert wire.ByteSize() == MAX_MESSAGE_BYTES
+    assert from_wire(wire) == Ask("r.1")
+
+    wire.fingerprint += "f"
+
+    with pytest.raises(Malformed, match="too large"):
+        from_wire(wire)
+
+
+@pytest.mark.parametrize("word", [Fail("r.1", None, ""), Verdict("r.1", committed=False, reason="")])
+def test_a_reason_is_cut_and_told_without_what_would_move_a_terminals_cursor(word):
+    sent = to_wire(dataclasses.replace(word, reason="x" * 501), fingerprint="f")
+    assert len(getattr(sent, sent.WhichOneof("kind")).reason) == 500
+
+    getattr(sent, sent.WhichOneof("kind")).reason = "a\x1b[31m\nb" + "x" * 600
+
+    assert from_wire(sent).reason == ("a[31mb" + "x" * 600)[: 500 - 2]
+
+
+@pytest.mark.parametrize("norm_sq", [0.0, 1e-300, 0.1 + 0.2, 1e300])
+def test_a_result_keeps_its_norm_to_the_last_bit(norm_sq):
+    assert parse_result(result_text("ab" * 32, norm_sq)) == ("ab" * 32, norm_sq)
 
 
 @pytest.mark.parametrize("codec", ["none", "bf16"])

@@ -105,6 +105,22 @@ def test_a_refused_generation_is_set_aside_and_does_not_push_out_a_good_one(tmp_
     assert store.load_latest("a" * 64).version == 1
 
 
+def test_a_refused_generation_that_cannot_be_moved_stays_and_is_told_each_time(tmp_path, monkeypatch):
+    events = []
+    store = CheckpointStore(tmp_path, emit=events.append)
+    store.save(make_checkpoint(1))
+    store.save(make_checkpoint(2))
+    (latest(tmp_path) / "bookmark.json").write_text("{}")
+
+    def fails(path, target):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "rename", fails)
+
+    assert [store.load_latest("a" * 64).version for _ in range(2)] == [1, 1]
+    assert len(events) == 2
+
+
 def test_when_no_generation_is_whole_it_says_so_each_time_and_names_them(tmp_path):
     store = CheckpointStore(tmp_path)
     for version in (1, 2):
