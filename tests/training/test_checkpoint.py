@@ -228,6 +228,31 @@ def test_as_many_generations_stay_as_were_asked_for(tmp_path, keep):
         CheckpointStore(tmp_path, keep=0)
 
 
+def test_an_old_generation_that_cannot_be_removed_stays_until_it_can(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(make_checkpoint(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path, **_: None)
+        store.save(make_checkpoint(2))
+    (left,) = tmp_path.glob(".removing-*")
+    assert files_of(left)
+
+    assert CheckpointStore(tmp_path).load_latest("a" * 64).version == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["generation-00000002"]
+
+    real = Path.rename
+
+    def rename(path, target):
+        if target.name.startswith(".removing"):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    store.save(make_checkpoint(3))
+    assert len(list(tmp_path.iterdir())) == 2, "too many are no harm"
+    assert store.load_latest("a" * 64).version == 3
+
+
 def test_numbers_of_generations_go_on_where_the_last_one_was(tmp_path):
     (tmp_path / "generation-00000099").mkdir()
     (tmp_path / "generation-123456789").mkdir()

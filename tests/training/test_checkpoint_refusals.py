@@ -1,5 +1,6 @@
 """Checkpoints that are refused although somebody who knows how has made them, and what is said of each."""
 
+import hashlib
 import json
 
 import pytest
@@ -8,6 +9,51 @@ from checkpoints import latest, make_checkpoint
 from node.core.errors import CheckpointError
 from node.training import checkpoint as module
 from node.training.checkpoint import Checkpoint, CheckpointStore
+
+
+def test_the_files_of_a_generation_are_these_to_the_byte(tmp_path):
+    CheckpointStore(tmp_path).save(Checkpoint("run", 3, {1: b"one", 0: b"zero"}, counters={"b": 2, "a": 1}))
+
+    written = {path.name: path.read_bytes() for path in latest(tmp_path).iterdir()}
+
+    bookmark = b"""{
+ "counters": {
+  "a": 1,
+  "b": 2
+ },
+ "cursor": {},
+ "random": {}
+}
+"""
+    sums = {name: hashlib.blake2b(data, digest_size=32).hexdigest() for name, data in written.items()}
+    body = f"""
+ "files": {{
+  "adapter-0.safetensors": {{
+   "blake2b": "{sums["adapter-0.safetensors"]}",
+   "size": 4
+  }},
+  "adapter-1.safetensors": {{
+   "blake2b": "{sums["adapter-1.safetensors"]}",
+   "size": 3
+  }},
+  "bookmark.json": {{
+   "blake2b": "{sums["bookmark.json"]}",
+   "size": {len(bookmark)}
+  }}
+ }},
+ "fingerprint": "run",
+ "format": "potluck-checkpoint-1",
+ "version": 3
+}}
+"""
+    checksum = hashlib.blake2b(b"{" + body.encode(), digest_size=32).hexdigest()
+    manifest = f'{{\n "checksum": "{checksum}",{body}'.encode()
+    assert written == {
+        "adapter-0.safetensors": b"zero",
+        "adapter-1.safetensors": b"one",
+        "bookmark.json": bookmark,
+        "manifest.json": manifest,
+    }
 
 
 def rewrite_manifest(generation, **changes):
