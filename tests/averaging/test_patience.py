@@ -55,6 +55,27 @@ def test_who_was_late_and_stood_still_is_left_out_for_a_while(desk):
     assert desk.left_out == frozenset()
 
 
+def test_the_times_of_two_that_are_left_out_run_for_each_of_them(desk):
+    desk.ends(culprits={"bert"}, took_s=0.0)
+    desk.now += LEFT_OUT_S / 2
+    desk.ends(culprits={"cleo"}, took_s=0.0)
+    assert desk.left_out == {"bert", "cleo"}
+
+    desk.now += LEFT_OUT_S / 2
+    assert desk.left_out == {"cleo"}
+
+    desk.patience.forgive()
+    assert desk.left_out == frozenset()
+
+
+def test_who_last_moved_as_long_ago_as_is_allowed_stood_still(desk):
+    desk.patience.heard("bert")
+
+    desk.ends(stalled={"bert"}, late={"cleo"}, moved={"cleo": MOVED_WITHIN_S}, took_s=MOVED_WITHIN_S)
+
+    assert desk.left_out == {"bert", "cleo"}
+
+
 def test_who_was_late_and_moved_is_given_twice_the_time_instead(desk):
     before_s = desk.budget_s
 

@@ -58,7 +58,7 @@ ANSWER = Answer(
     {PEERS[0]: SHARD, PEERS[1]: NO_SHARD},
     frozenset({(PEERS[1], "5f")}),
 )
-SPANS = (Span(1, 0, 50), Span(2, 0, 70))
+SPANS = (Span(1, 0, 50), Span(2, 30, 70))
 WORDS = [
     Call("r.1", STANDING, "r.0", 2.5, "none/mean/3"),
     ANSWER,
@@ -72,6 +72,7 @@ WORDS = [
     Ask("r.1"),
     Tell("r.1", Knowledge.COMMITTED, RESULTS),
     Tell("r.1", Knowledge.GAVE_UP),
+    Call("r.1", STANDING, "", 2.5, "none/mean/3"),
 ]
 
 
@@ -79,6 +80,7 @@ WORDS = [
 def test_words_come_back_as_they_went(word):
     wire = to_wire(word, fingerprint="f")
 
+    assert wire.fingerprint == "f"
     assert from_wire(round_pb2.RoundMessage.FromString(wire.SerializeToString())) == word
 
 

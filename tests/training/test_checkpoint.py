@@ -253,6 +253,22 @@ def test_an_old_generation_that_cannot_be_removed_stays_until_it_can(tmp_path, m
     assert store.load_latest("a" * 64).version == 3
 
 
+def test_half_a_save_that_was_left_is_removed_by_the_next_start(tmp_path, monkeypatch):
+    def fails(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path, **_: None)
+        patch.setattr(os, "fsync", fails)
+        with pytest.raises(CheckpointError):
+            CheckpointStore(tmp_path).save(make_checkpoint(1))
+    assert len(list(tmp_path.glob(".saving-*"))) == 1
+
+    CheckpointStore(tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_numbers_of_generations_go_on_where_the_last_one_was(tmp_path):
     (tmp_path / "generation-00000099").mkdir()
     (tmp_path / "generation-123456789").mkdir()

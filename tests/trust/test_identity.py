@@ -1,6 +1,7 @@
 """Keys, peer ids, and what a signature holds for."""
 
 import dataclasses
+import json
 import stat
 
 import pytest
@@ -60,14 +61,31 @@ def test_a_run_can_be_handed_on_by_anybody_and_changed_by_nobody(identity):
     assert opened.founder == identity.peer_id
     assert opened.seal == seal()
     changed = dataclasses.replace(sealed.signed, body=sealed.signed.body.replace(b"64", b"65"))
-    with pytest.raises(ProtocolViolation, match="not signed"):
+    with pytest.raises(ProtocolViolation, match="not signed") as caught:
         open_seal(changed, sender="somebody")
+    assert caught.value.peer_id == "somebody"
+
+
+def test_the_body_of_a_run_is_its_seal_in_one_form_only(identity):
+    body = seal_run(seal(), identity).signed.body
+
+    assert body == json.dumps(json.loads(body), sort_keys=True, separators=(",", ":")).encode()
+    assert json.loads(body)["model"]["digest"] == "ab" * 32
+
+
+def test_a_run_may_be_as_long_as_its_bound(identity):
+    body = seal_run(seal(), identity).signed.body
+
+    assert open_seal(identity.sign("run", body.ljust(MAX_SEAL_BYTES)), sender="somebody").seal == seal()
+    with pytest.raises(ProtocolViolation, match="larger than"):
+        open_seal(identity.sign("run", body.ljust(MAX_SEAL_BYTES + 1)), sender="somebody")
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[" * 50_000, b'{"format":0}', b"\xff\xfe", b"x" * (MAX_SEAL_BYTES + 1)])
 def test_a_signed_body_that_is_no_run_is_refused(identity, body):
-    with pytest.raises(ProtocolViolation):
+    with pytest.raises(ProtocolViolation, match="The run that somebody sent") as caught:
         open_seal(identity.sign("run", body), sender="somebody")
+    assert caught.value.peer_id == "somebody"
 
 
 def test_a_signature_over_something_else_is_no_run(identity):
