@@ -86,6 +86,6 @@ async def until_closed(reader: asyncio.StreamReader) -> None:
 
     Whoever answers must not close first: libp2p's daemon then resets the stream, and what is still on its way is lost.
     """
-    with contextlib.suppress(OSError, TimeoutError):
+    with contextlib.suppress(OSError):  # a TimeoutError is one, too
         async with asyncio.timeout(_LINGER_S):
             await reader.read(1)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 NUM_EXAMPLES = 12
 
@@ -19,5 +19,10 @@ def pytest_collection_modifyitems(items):
             # a decorator of its own may not be put over another one: this is where both leave their settings
             own = getattr(test, "_hypothesis_internal_use_settings", settings())
             test._hypothesis_internal_use_settings = settings(
-                own, max_examples=min(own.max_examples, NUM_EXAMPLES), derandomize=True, database=None, deadline=None
+                own,
+                max_examples=min(own.max_examples, NUM_EXAMPLES),
+                phases=(Phase.explicit, Phase.generate),  # that it fails is enough: no smaller example is looked for
+                derandomize=True,
+                database=None,
+                deadline=None,
             )

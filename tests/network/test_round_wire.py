@@ -130,7 +130,15 @@ A_SHARE = round_pb2.RoundShare(peer_id=PEERS[0])
 MANY_HASHES = round_pb2.Standing(base_hash="0b", hashes=[round_pb2.StageHash(hash="0a")] * 65)
 A_RESULT = round_pb2.RoundResult(stage=1, owner=PEERS[0], digest=RESULTS[0].digest)
 MANY_SPANS = round_pb2.RoundShare(peer_id=PEERS[0], spans=[round_pb2.RoundSpan()] * (MAX_SPANS // 2 + 1))
-UNUSABLE_RESULTS = ["", "../../x", "ab" * 32, "ab" * 32 + ":nan", "ab" * 32 + ":1e999", "ab" * 32 + ":-1.0"]
+UNUSABLE_RESULTS = [
+    "",
+    "../../x",
+    "ab" * 32,
+    "ab" * 32 + ":nan",
+    "ab" * 32 + ":1e999",
+    "ab" * 32 + ":-1.0",
+    "ab" * 32 + ":1.2.3",
+]
 
 
 @pytest.mark.parametrize(

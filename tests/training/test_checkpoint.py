@@ -269,6 +269,19 @@ def test_half_a_save_that_was_left_is_removed_by_the_next_start(tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_removes_nothing_either_is_told_of_for_what_it_refused_first(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    store = CheckpointStore(tmp_path)
+    for name in ("fsync", "rmdir", "unlink"):
+        monkeypatch.setattr(os, name, fails)
+
+    with pytest.raises(OutOfDisk, match="Cannot save a checkpoint"):
+        store.save(make_checkpoint(1))
+    assert CheckpointStore(tmp_path).load_latest("a" * 64) is None, "what is left of it keeps no store from opening"
+
+
 def test_numbers_of_generations_go_on_where_the_last_one_was(tmp_path):
     (tmp_path / "generation-00000099").mkdir()
     (tmp_path / "generation-123456789").mkdir()
