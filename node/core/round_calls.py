@@ -188,7 +188,7 @@ def try_open(state: RoundState, now_s: float) -> Step:
     in_doubt = doubted(round.answers)
     left_out = misfits | others | in_doubt
     answers = {id: answer for id, answer in round.answers.items() if id not in left_out}
-    round = replace(round, stalled=waiting, failed=round.failed | waiting | left_out, answers=answers)
+    round = replace(round, stalled=waiting, failed=round.failed | waiting | left_out)
     state = replace(state, round=round)
     turned_away: tuple[Effect, ...] = to_all(left_out - in_doubt - {state.me}, _without_you(round))
     turned_away += to_all(in_doubt - {state.me}, replace(_without_you(round), must_discard=True))

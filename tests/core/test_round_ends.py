@@ -60,6 +60,7 @@ from node.core.round_state import (
     Received,
     SealDone,
     Send,
+    Synced,
     SyncStarted,
     Tick,
 )
@@ -179,6 +180,18 @@ def test_a_round_that_has_not_opened_ends_when_an_earlier_one_turns_out_to_be_co
         assert (state.phase, state.doubt) == (Phase.APPLYING, None)
 
 
+def test_a_round_that_was_dropped_for_certain_leaves_no_doubt():
+    state, _ = run(member_voted(), Received("a", Verdict("r", committed=False, reason="no")))
+
+    assert run(state, commit()) == (state, ())
+
+
+def test_a_state_that_was_loaded_ends_all_doubt():
+    state, _ = run(given_up(), SyncStarted(), Synced(NEXT, "z"))
+
+    assert (state.standing, state.base_round, state.must_sync, state.doubt) == (NEXT, "z", False, None)
+
+
 def test_no_late_commit_is_honoured_while_another_state_is_being_loaded():
     state, _ = run(given_up(), SyncStarted())
 
@@ -227,9 +240,15 @@ def test_a_call_for_the_next_version_waits_until_this_replica_has_stepped():
     state, effects = run(applying, Received("a", call))
     assert effects == ()
 
-    _, effects = run(state, Applied("r", NEXT))
+    there, effects = run(state, Applied("r", NEXT), now_s=4.0)
     assert [(e.status, e.tokens) for e in of(effects, Ended)] == [(RoundStatus.COMMITTED, 63)]
     assert of(effects, Prepare) == [Prepare("r2")]
+    assert (there.round.leader, there.held) == ("a", None)
+    assert wake_at_s(there) == BUDGET_S + GRACE_S, "its time runs from the call"
+
+    late, effects = run(state, Applied("r", NEXT), now_s=BUDGET_S)
+    assert not of(effects, Prepare)
+    assert (late.phase, late.held) == (Phase.IDLE, None)
 
 
 @pytest.mark.parametrize(("voted", "source"), [(member_voted, "a"), (leader_voted, "b")], ids=["member", "leader"])

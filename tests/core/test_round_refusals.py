@@ -22,7 +22,7 @@ from three_replicas import (
     sent,
 )
 
-from node.core.round_messages import Fail, Reason, Refusal, Verdict
+from node.core.round_messages import Fail, Open, Reason, Refusal, Verdict
 from node.core.round_state import GRACE_S, Ended, FellBehind, Lost, Phase, Prepare, Received, Send, Tick
 from node.core.round_step import wake_at_s
 
@@ -69,6 +69,7 @@ def test_an_answer_after_a_refusal_is_too_late():
 def test_who_answers_after_the_opening_hears_that_it_is_left_out_and_a_member_hears_nothing():
     state, _ = run(calling(), answers("b"), Tick(), now_s=ANSWER_S)
 
+    assert state.round.failed == {"c"}
     assert run(state, answers("c")) == (state, (Send("c", Verdict("r", committed=False, reason="opened without you")),))
     for who in "bx":
         assert run(state, replace(answers("b"), sender=who)) == (state, ())
@@ -89,7 +90,17 @@ def test_who_takes_its_answer_back_is_left_out_and_who_has_given_none_cannot():
     assert (state.phase, effects) == (Phase.CALLING, ())
 
     assert run(state, answers("c"))[0].round.members == frozenset("ac")
-    assert run(state, Lost("c", refused=False))[0].phase is Phase.IDLE, "one of three"
+    assert run(state, Lost("c", refused=True))[0].phase is Phase.IDLE, "one of two, since it lives"
+
+
+def test_whose_vector_has_another_length_is_left_out_and_told_so():
+    state, effects = run(calling(), answers("b", sizes=((0, 99),)), answers("c"))
+
+    assert state.round.members == frozenset("ac")
+    assert state.round.failed == {"b"}, "nobody looks any more whether it is there"
+    told = dict(sent(effects))
+    assert isinstance(told["c"], Open)
+    assert told["b"] == Verdict("r", committed=False, reason="opened without you")
 
 
 def test_the_loss_of_a_stranger_is_nothing_to_a_leader():

@@ -1,5 +1,6 @@
 """Spans, quorums, who fits together, and which of two states is followed."""
 
+import hashlib
 import itertools
 from dataclasses import replace
 
@@ -14,9 +15,11 @@ from node.core.round_shares import (
     doubted,
     has_quorum,
     keys_for,
+    next_base_hash,
     odd_ones_out,
     round_digest,
     shares_of,
+    spans_for,
     what_is_wrong,
     why_not,
 )
@@ -114,7 +117,19 @@ def test_the_digest_is_of_all_results_whatever_their_order():
         spoilt = [*results]
         spoilt[index] = replace(result, digest="xx")
         assert round_digest("r", shares, tuple(spoilt)) != digest
-    assert round_digest("r", (replace(shares[0], session="other"), shares[1]), results) != digest
+    for changes in ({"session": "other"}, {"shard": Shard(0, 3)}, {"weight": 9}, {"tokens": 9}, {"spans": ()}):
+        assert round_digest("r", (replace(shares[0], **changes), shares[1]), results) != digest
+
+
+def test_a_lineages_hash_is_of_all_rounds_before_in_their_order():
+    assert next_base_hash("0b", "d1") == hashlib.sha256(b"0b|d1").hexdigest()
+
+
+def test_spans_go_to_who_holds_their_stage():
+    (share, _) = shares_of({"a": answer(Shard(0, 3)), "b": answer(Shard(1, 4))})
+
+    assert [span.stage for span in spans_for(share, Shard(1, 4))] == [1, 2]
+    assert spans_for(share, NO_SHARD) == ()
 
 
 @pytest.mark.parametrize(
