@@ -78,8 +78,7 @@ def prepared(state: RoundState, event: PrepareDone, now_s: float) -> Step:
 
 def receive_call(state: RoundState, sender: PeerId, call: Call, now_s: float) -> Step:
     """Member: join the round, or say why not."""
-    is_current = state.round is not None and state.round.id == call.round
-    if is_current or known(state, call.round)[0] is not Knowledge.UNKNOWN:
+    if known(state, call.round)[0] is not Knowledge.UNKNOWN:
         return state, ()  # a duplicate
     if call.settings != state.settings:
         return _refuse(state, sender, call, Reason.UNEQUAL_SETTINGS)
@@ -170,7 +169,7 @@ def without(state: RoundState, peer: PeerId, now_s: float, *, refused: bool) -> 
         round,
         answers={id: answer for id, answer in round.answers.items() if id != peer},
         dead=round.dead | {peer} if refused else round.dead,
-        failed=round.failed if refused else round.failed | {peer},
+        failed=round.failed | {peer},
     )
     return try_open(replace(state, round=round), now_s)
 

@@ -141,7 +141,7 @@ def commit_late(state: RoundState, round: str, results: Results | None) -> Step 
     effects: tuple[Effect, ...] = ()
     if state.phase is not Phase.IDLE:
         state, effects = drop(state, "an earlier round turned out to be committed")
-    state, more = commit(replace(state, round=replace(whole, askers=frozenset()), doubt=None))
+    state, more = commit(replace(state, round=replace(whole, askers=frozenset())))
     return state, effects + more
 
 

@@ -291,7 +291,7 @@ def _tick(state: RoundState, now_s: float) -> Step:
     if round is None or state.phase is Phase.APPLYING:
         return state, ()
     if now_s < round.deadline_s:
-        return try_open(state, now_s) if state.phase is Phase.CALLING else (state, ())
+        return try_open(state, now_s)
     if state.phase is Phase.DOUBTING:
         return drop(state, "the leader is silent and nobody knows the verdict", knowledge=Knowledge.GAVE_UP)
     if state.phase is Phase.VOTED and round.leader != state.me:

@@ -103,6 +103,10 @@ def test_a_part_that_comes_before_the_leader_has_opened_counts():
     assert of(run(early, PartIn("r", "c"))[1], Reduce) == [Reduce("r")]
 
 
+def test_results_of_no_member_are_nothing():
+    assert run(member_exchanging(), span_in("x")) == (member_exchanging(), ())
+
+
 def test_a_vote_is_for_the_leader_and_of_a_member():
     assert run(member_voted(), Received("c", vote())) == (member_voted(), ())
 
