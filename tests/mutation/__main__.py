@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 from mutmut.stats import status_by_exit_code
 
@@ -81,6 +82,38 @@ def run_mutmut(scratch: Path, names: list[str]) -> None:
     subprocess.run(command, cwd=scratch, env=environment, check=True, preexec_fn=lambda: os.nice(19))
 
 
+def check_that_nothing_is_seen_where_nothing_is(scratch: Path, modules: list[str]) -> None:
+    """Run a mutant of each module that is none: a test that fails without a cause would raise every score.
+
+    Raises:
+        SystemExit: such a test was found.
+    """
+    controls = {}
+    tests = json.loads((scratch / "mutants" / "mutmut-stats.json").read_text())["tests_by_mangled_function_name"]
+    for module in modules:
+        functions = {name.rpartition("__mutmut_")[0] for name in outcomes(scratch, module)}
+        if functions:
+            controls[module] = max(sorted(functions), key=lambda name: len(tests.get(name, ()))) + "__mutmut_0"
+            set_outcome(scratch, module, controls[module], None)
+    run_mutmut(scratch, [])
+    codes = {module: outcomes(scratch, module)[name] for module, name in controls.items()}
+    for module, name in controls.items():
+        set_outcome(scratch, module, name, "forget")
+    if any(codes.values()):
+        raise SystemExit(f"tests fail without a mutant: {codes}")
+
+
+def set_outcome(scratch: Path, module: str, name: str, code: int | Literal["forget"] | None) -> None:
+    """Write the outcome of one mutant into mutmut's books."""
+    meta = scratch / "mutants" / f"{module}.meta"
+    content = json.loads(meta.read_text())
+    content["exit_code_by_key"][name] = code
+    if code == "forget":
+        for book in content.values():
+            book.pop(name, None)
+    meta.write_text(json.dumps(content))
+
+
 def names_of(scratch: Path, module: str) -> list[str]:
     """Return the names of all mutants of a module, which mutmut has not made yet."""
     program = (
@@ -143,6 +176,7 @@ def main() -> None:
                 found = names_of(scratch, module)
                 names += random.Random(SEED).sample(found, min(chosen.sample or len(found), len(found)))
         run_mutmut(scratch, names)
+        check_that_nothing_is_seen_where_nothing_is(scratch, modules)
     print(table(scratch, modules))
     for module in modules:
         for name, code in outcomes(scratch, module).items():

@@ -1,11 +1,13 @@
 """A pytest plugin for runs on thousands of mutants: few examples of each property, always the same, cheap tests first."""
 
 import json
+import os
 from pathlib import Path
 
 from hypothesis import Phase, settings
 
 NUM_EXAMPLES = 12
+SUSPICIOUS, USAGE_ERROR = 35, 4
 
 
 def pytest_collection_modifyitems(items):
@@ -26,3 +28,9 @@ def pytest_collection_modifyitems(items):
                 database=None,
                 deadline=None,
             )
+
+
+def pytest_sessionfinish(exitstatus):
+    """Do not let mutmut take it for a kill that a test was not found (as when its parameters were an iterator)."""
+    if exitstatus == USAGE_ERROR:
+        os._exit(SUSPICIOUS)

@@ -138,7 +138,7 @@ def test_error_of_a_group_is_at_most_half_a_level_of_it(kind, lengths, hidden_si
         assert (apart <= largest * (0.5 / LEVELS[kind] + 2**-8) * GROUP**0.5).all()
 
 
-@pytest.mark.parametrize(("kind", "limit"), zip(sorted(LEVELS), (0.007, 0.007, 0.11, 0.027), strict=True))
+@pytest.mark.parametrize(("kind", "limit"), [*zip(sorted(LEVELS), (0.007, 0.007, 0.11, 0.027), strict=True)])
 @pytest.mark.parametrize("magnitude", [1e-30, 1e-9, 1.0, 1e20])
 def test_relative_error_on_normal_values_does_not_depend_on_their_size(kind, limit, magnitude):
     lengths = [200, 56]
