@@ -13,7 +13,7 @@ help:
 	@echo "make demo            two nodes on this machine train a small model together (about 6 minutes with the set-up)"
 	@echo "make demo-pipeline   three nodes, each with a third of the model, train it together (about 8 minutes)"
 	@echo "make test            the whole test suite"
-	@echo "make mutants         how much of the most delicate code the tests hold (mutmut; about 25 minutes)"
+	@echo "make mutants         how much of the most delicate code the tests hold (mutmut; half an hour)"
 	@echo "make check           formatting, lint and types"
 	@echo "make proto           regenerate the protobuf stubs"
 
