@@ -68,7 +68,7 @@ def rewrite_manifest(generation, **changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": "potluck-checkpoint-2"},
+        {"format": "of-another-program"},
         {"version": -1},
         {"version": "3"},
         {"fingerprint": ""},
