@@ -168,12 +168,12 @@ def _leaves(node: Node) -> bool:
 
 
 def saved_in(home: Path) -> list[tuple[int, int]]:
-    """Return version and committed tokens of each generation in a home."""
+    """Return version and committed tokens of each checkpoint in a home."""
     found = []
     for file in home.glob("runs/*/checkpoints/generation-*/adapter-0.safetensors"):
         # it may be removed at this very moment, by a newer one
         with suppress(FileNotFoundError), safe_open(file, framework="pt") as opened:
-            found.append((int(file.parent.name.split("-")[1]), int(opened.metadata()["committed_tokens"])))
+            found.append((int(opened.metadata()["version"]), int(opened.metadata()["committed_tokens"])))
     return found
 
 
