@@ -15,7 +15,7 @@ from node.assembly import Cutting, load_spec, load_trainer
 from node.board import Board
 from node.config.local import LocalSettings
 from node.core.errors import NodeError, PeerBusy
-from node.core.events import EventBus, Holding, Listening, StateChanged
+from node.core.events import EventBus, Fault, Holding, Listening, StateChanged
 from node.core.lifecycle import LIVE, Signal, State, next_state
 from node.core.routing import layers_text
 from node.core.types import NO_SHARD, Peer, PeerState, Shard, SwarmView
@@ -146,6 +146,7 @@ class Daemon:
             announce=self._settings.announce,
         )
         self._cleanup.push_async_callback(self._running.close)
+        self._running.told = lambda text: self._events.emit(Fault(text))
         self._addresses = await self._running.addresses()
         remember_port(self._home, self._addresses)
         return Signal.STARTED
@@ -157,7 +158,7 @@ class Daemon:
             self._enlisted = await found(self._request, self._home, self._identity, self._say)
         else:
             self._enlisted = await join(self._request, self._home, self._running, self._say)
-        door = Door(self, self._events)
+        door = Door(self, self._events, self._running.told)
         await door.open(self._running.p2p)
         await self._cleanup.enter_async_context(serving_weights(self._enlisted.base, self._running))
         membership = DhtMembership(self._running, self._identity, self._enlisted.fingerprint)

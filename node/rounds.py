@@ -62,7 +62,7 @@ class Rounds:
         self._progress = progress
         self._me = running.peer_id
         self._shard, self._num_stages = strategy.shard, num_stages
-        self._transport = RoundTransport(running.p2p, fingerprint=enlisted.fingerprint)
+        self._transport = RoundTransport(running.p2p, fingerprint=enlisted.fingerprint, told=running.told)
         self._averager = Averager(
             strategy,
             self._transport,

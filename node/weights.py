@@ -133,7 +133,9 @@ async def serving_weights(base: BaseWeights, running: RunningP2P) -> AsyncIterat
     if base.manifest is None:
         yield None
         return
-    server = WeightServer(running.p2p, fingerprint=base.fingerprint, source=_Shelf(base, base.manifest))
+    server = WeightServer(
+        running.p2p, fingerprint=base.fingerprint, source=_Shelf(base, base.manifest), told=running.told
+    )
     await server.open()
     try:
         yield server

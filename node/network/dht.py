@@ -20,6 +20,7 @@ from node.core.errors import ConfigError, NoPeerReachable
 from node.core.types import Peer, PeerId, PeerState, SwarmView
 from node.core.versions import Speaker
 from node.network.addresses import is_peer_id
+from node.network.dht_bounds import RecordSerializer, RequestBounds
 from node.network.processes import PEER_FAILED, RunningP2P
 from node.network.records import PeerRecordValidator, decode_peer, encode_peer, other_version
 from node.trust.identity import Identity
@@ -27,6 +28,8 @@ from node.trust.identity import Identity
 RECORD_LIFETIME_S = 20.0
 """A peer that vanished without a word is counted as alive for at most this long."""
 _DHT_REPLY_S = 3.0
+_MAX_DIALS = 16
+"""New peers that are dialled at a time: records name any addresses."""
 
 
 class DhtMembership:
@@ -49,10 +52,12 @@ class DhtMembership:
         """Create this node's part of the DHT; peers are met afterwards, by `meet`."""
         self._node = await DHTNode.create(
             p2p=self._running.p2p,
-            record_validator=PeerRecordValidator(),
+            record_validator=PeerRecordValidator(self._key, lifetime_s=RECORD_LIFETIME_S),
+            authorizer=RequestBounds(),
             wait_timeout=_DHT_REPLY_S,
             cache_refresh_before_expiry=0,
         )
+        self._node.protocol.serializer = RecordSerializer
 
     async def meet(self, addresses: Iterable[str], *, timeout_s: float = 5.0) -> list[PeerId]:
         """Dial `addresses` at the same time and bring whoever answers into the DHT; return who answered."""
@@ -136,7 +141,7 @@ class DhtMembership:
         """Connect to peers that were not here before, so that a round never waits for a search."""
         here = [peer for peer in peers if peer.peer_id != self._running.peer_id]
         self._dialled &= {peer.peer_id for peer in here}  # who was lost and is found may have been forgotten by libp2p
-        new: Sequence[Peer] = [peer for peer in here if peer.peer_id not in self._dialled]
+        new: Sequence[Peer] = [peer for peer in here if peer.peer_id not in self._dialled][:_MAX_DIALS]
         for peer in new:
             self._dialled.add(peer.peer_id)
         addresses = [address for peer in new for address in peer.addresses[:4]]

@@ -2,33 +2,49 @@
 
 A stream that ends is not a message that arrived: the state travels in parts of 256 KiB with an explicit last
 message that carries the length and a digest. Each receive has a deadline and the whole has a size limit.
+The state's stream has the form of hivemind's streams of messages (`messages.py`), but is read here: hivemind takes in
+as many bytes as a message is said to have.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import math
 import re
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import AsyncIterator, Protocol  # noqa: UP035  (hivemind knows the stream hints of `typing` alone)
+from typing import Protocol
 
-from hivemind.p2p import P2P, P2PContext, PeerID, ServicerBase
+from hivemind.p2p import P2P, P2PContext, PeerID
 from hivemind.p2p.p2p_daemon_bindings.control import P2PHandlerError
+from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
 from node.core import versions
 from node.core.errors import NoPeerReachable, PeerBusy, PeerError, PeerTimeout, ProtocolViolation, RunMismatch
 from node.core.events import EventBus, Fault
+from node.core.text import printable
 from node.core.types import PeerId, PeerState
 from node.core.versions import Speaker
+from node.network.frames import CHUNK_S, OPENING_S, until_closed
+from node.network.malformed import Malformed
+from node.network.messages import read_message, write_end, write_message
 from node.network.processes import PEER_FAILED
+from node.network.quotas import Bounded, Gate, Quota, Told, log_line
 from node.trust.identity import SignedBytes, short
 from node.trust.seal import MAX_SEAL_BYTES, SealedRun, open_seal
 from node.v1 import swarm_pb2
 
-_NAMESPACE = "potluck"
-"""The same for every protocol, as are the names of the two calls: nodes of any two can tell each other why not."""
+HELLO, STATE = "potluck::Door.rpc_hello", "potluck::Door.rpc_state"
+"""The same for every protocol: nodes of any two can tell each other why not."""
 _PART_BYTES = 256 * 1024
+_MAX_REQUEST_BYTES = 1024
+_MAX_CHUNK_BYTES = 4 << 20
+"""Of an answer; every version so far sends parts of 256 KiB."""
+_QUOTA = Quota(streams=16, streams_of_peer=4, requests_per_s=5, burst=50)
+"""A newcomer says hello a few times, and fetches one stage's state after the other."""
 _FIRST_ANSWER_S = 8.0
 _PART_S = 15.0
 _MAX_CONCURRENT_SENDS = 2
@@ -50,6 +66,9 @@ class StageState:
     version: int
     base_hash: str
     """Of the lineage: stages that are fetched one by one must agree in it."""
+
+
+_WELCOME = Bounded(swarm_pb2.Welcome, MAX_SEAL_BYTES + 4096)
 
 
 class StateSource(Protocol):
@@ -81,31 +100,35 @@ class Welcomed:
     """How far this machine's clock is ahead of the peer's, in seconds."""
 
 
-class Door(ServicerBase):  # type: ignore[misc]
+class Door:
     """Answers newcomers; every request is bounded and nothing is answered for another run."""
 
-    def __init__(self, source: StateSource, events: EventBus | None = None) -> None:
+    def __init__(self, source: StateSource, events: EventBus | None = None, told: Told = log_line) -> None:
         """Set up.
 
         Args:
             source: The node behind the door.
             events: Told of peers that speak another protocol, once of each.
+            told: Told of peers that are over a quota.
         """
         self._source = source
         self._events = events or EventBus()
         self._turned_away: set[PeerId] = set()
+        self._gate = Gate("door", _QUOTA, told=told)
         self._sending = asyncio.Semaphore(_MAX_CONCURRENT_SENDS)
         self.bytes_sent = 0
 
     async def open(self, p2p: P2P) -> None:
         """Begin to answer."""
-        await self.add_p2p_handlers(p2p, namespace=_NAMESPACE)
+        await p2p.add_protobuf_handler(HELLO, self.rpc_hello, Bounded(swarm_pb2.Hello, _MAX_REQUEST_BYTES))
+        await p2p.add_binary_stream_handler(STATE, self._serve_state)
 
     async def rpc_hello(self, request: swarm_pb2.Hello, context: P2PContext) -> swarm_pb2.Welcome:
         """Say what is trained here; whoever trains something else sees the difference and goes."""
-        me = Speaker.me()
+        sender, me = PeerId(context.remote_id.to_base58()), Speaker.me()
+        self._gate.request(sender)
         if not versions.understands(request.protocol):
-            self._turn_away(PeerId(context.remote_id.to_base58()), request)
+            self._turn_away(sender, request)
             return swarm_pb2.Welcome(protocol=me.protocol, software=me.software, clock_s=time.time())
         signed = self._source.sealed_run.signed
         return swarm_pb2.Welcome(
@@ -123,12 +146,26 @@ class Door(ServicerBase):  # type: ignore[misc]
         theirs = Speaker.heard(request.protocol, request.software)
         self._events.emit(Fault(*versions.member_refused(short(peer), theirs)))
 
-    async def rpc_state(
-        self,
-        request: swarm_pb2.StateRequest,
-        context: P2PContext,  # noqa: ARG002
-    ) -> AsyncIterator[swarm_pb2.StateChunk]:
-        """Stream one stage's adapter and moments."""
+    async def _serve_state(self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one request for a stage's state; a stream that is not in order is cut off."""
+        try:
+            with self._gate.stream(PeerId(info.peer_id.to_base58())):
+                request = swarm_pb2.StateRequest()
+                async with asyncio.timeout(OPENING_S):
+                    await read_message(reader, request, max_bytes=_MAX_REQUEST_BYTES)
+                    with contextlib.suppress(P2PHandlerError):  # the mark that no other request follows
+                        await read_message(reader, swarm_pb2.StateRequest(), max_bytes=_MAX_REQUEST_BYTES)
+                async for chunk in self._chunks(request):
+                    write_message(writer, chunk)
+                    await asyncio.wait_for(writer.drain(), CHUNK_S)
+                await until_closed(reader)
+        except (*PEER_FAILED, P2PHandlerError, Malformed):
+            pass  # the other side sees the cut
+        finally:
+            writer.close()
+
+    async def _chunks(self, request: swarm_pb2.StateRequest) -> AsyncIterator[swarm_pb2.StateChunk]:
+        """Yield one stage's adapter and moments."""
         if request.fingerprint != self._source.sealed_run.seal.fingerprint:
             yield swarm_pb2.StateChunk(try_later="I train another run")
             return
@@ -163,12 +200,14 @@ async def say_hello(p2p: P2P, peer_id: PeerId, *, fingerprint: str = "") -> Welc
         ProtocolViolation: it answers with something that is not a signed run.
         RunMismatch: it speaks another version of the protocol.
     """
-    stub = Door.get_stub(p2p, PeerID.from_base58(peer_id), namespace=_NAMESPACE)
     asked_at = time.time()
+    me = Speaker.me()
+    request = swarm_pb2.Hello(protocol=me.protocol, software=me.software, fingerprint=fingerprint, clock_s=asked_at)
     try:
-        me = Speaker.me()
-        request = swarm_pb2.Hello(protocol=me.protocol, software=me.software, fingerprint=fingerprint, clock_s=asked_at)
-        welcome = await stub.rpc_hello(request, timeout=_FIRST_ANSWER_S)
+        call = p2p.call_protobuf_handler(PeerID.from_base58(peer_id), HELLO, request, _WELCOME)
+        welcome: swarm_pb2.Welcome = await asyncio.wait_for(call, _FIRST_ANSWER_S)
+    except Malformed as error:
+        raise ProtocolViolation(f"The peer {short(peer_id)} sent no welcome: {error}.", peer_id=peer_id) from None
     except (*PEER_FAILED, P2PHandlerError) as error:
         raise NoPeerReachable(
             f"The peer {short(peer_id)} is there but does not answer as a Potluck node: {str(error)[:200]}.",
@@ -179,11 +218,14 @@ async def say_hello(p2p: P2P, peer_id: PeerId, *, fingerprint: str = "") -> Welc
         theirs = Speaker.heard(welcome.protocol, welcome.software)
         message, hint = versions.joining_refused(short(peer_id), theirs)
         raise RunMismatch(message, hint=hint)
-    if welcome.recipe.ByteSize() > MAX_SEAL_BYTES + 2048:
-        raise ProtocolViolation(f"The peer {short(peer_id)} sent an oversized recipe.", peer_id=peer_id)
     signed = SignedBytes(welcome.recipe.body, welcome.recipe.public_key, welcome.recipe.signature)
     run = open_seal(signed, sender=peer_id)
-    return Welcomed(run=run, peer_state=welcome.state[:32], clock_ahead_s=middle - welcome.clock_s)
+    ahead_s = middle - welcome.clock_s
+    if not math.isfinite(ahead_s):
+        raise ProtocolViolation(
+            f"The peer {short(peer_id)} says that its clock shows {welcome.clock_s}.", peer_id=peer_id
+        )
+    return Welcomed(run=run, peer_state=printable(welcome.state)[:32], clock_ahead_s=ahead_s)
 
 
 async def fetch_state(p2p: P2P, peer_id: PeerId, *, fingerprint: str, stage: int, max_bytes: int) -> StageState:
@@ -195,21 +237,23 @@ async def fetch_state(p2p: P2P, peer_id: PeerId, *, fingerprint: str, stage: int
         ProtocolViolation: more bytes than `max_bytes`, or a digest that does not match.
         PeerError: the peer failed.
     """
-    stub = Door.get_stub(p2p, PeerID.from_base58(peer_id), namespace=_NAMESPACE)
     name = short(peer_id)
     received = bytearray()
     header = swarm_pb2.StateHeader()
-    stream = None
+    writer = None
     try:
-        stream = await asyncio.wait_for(
-            stub.rpc_state(swarm_pb2.StateRequest(fingerprint=fingerprint, stage=stage, protocol=versions.PROTOCOL)),
-            _PART_S,
-        )
+        async with asyncio.timeout(_PART_S):
+            _, reader, writer = await p2p.call_binary_stream_handler(PeerID.from_base58(peer_id), STATE)
+            write_message(writer, swarm_pb2.StateRequest(fingerprint=fingerprint, stage=stage, protocol=versions.PROTOCOL))
+            write_end(writer)
+            await writer.drain()
         while True:
-            chunk = await asyncio.wait_for(anext(stream), _PART_S)
+            chunk = swarm_pb2.StateChunk()
+            async with asyncio.timeout(_PART_S):
+                await read_message(reader, chunk, max_bytes=_MAX_CHUNK_BYTES)
             kind = chunk.WhichOneof("kind")
             if kind == "try_later":
-                reason = f"{name} cannot send its state now: {chunk.try_later[:200]}."
+                reason = f"{name} cannot send its state now: {printable(chunk.try_later)[:200]}."
                 raise PeerBusy(reason, peer_id=peer_id, retry_after_s=2)
             if kind == "end":
                 break
@@ -219,15 +263,17 @@ async def fetch_state(p2p: P2P, peer_id: PeerId, *, fingerprint: str, stage: int
             received += chunk.part
             if len(received) > max_bytes:
                 raise ProtocolViolation(f"{name} sent more than the {max_bytes} bytes of its state.", peer_id=peer_id)
-    except StopAsyncIteration:
+    except Malformed as error:
+        raise ProtocolViolation(f"{name} broke the protocol: {error}.", peer_id=peer_id) from None
+    except asyncio.IncompleteReadError:
         raise PeerError(f"{name} stopped in the middle of sending its state.", peer_id=peer_id) from None
     except TimeoutError as error:
         raise PeerTimeout(f"{name} sent nothing for {_PART_S:.0f} s.", peer_id=peer_id) from error
     except (*PEER_FAILED, P2PHandlerError) as error:
         raise PeerError(f"{name} failed while sending its state: {str(error)[:200]}.", peer_id=peer_id) from error
     finally:
-        if stream is not None:
-            await stream.aclose()
+        if writer is not None:
+            writer.close()
     data = bytes(received)
     digest = await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
     if len(data) != chunk.end.num_bytes or digest != chunk.end.sha256:

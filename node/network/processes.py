@@ -28,6 +28,7 @@ from node.core.errors import ConfigError, NoPeerReachable, SwarmError
 from node.core.sockets import SocketFolder
 from node.core.types import PeerId
 from node.network.addresses import is_reachable_from_outside, refuse_taken_port, split_peer_id
+from node.network.quotas import Told, log_line
 
 _START_TIMEOUT_S = 15.0
 _REDIAL_S = 0.3
@@ -51,6 +52,8 @@ class RunningP2P:
 
     def __init__(self, p2p: P2P, child: asyncio.subprocess.Process, sockets: SocketFolder) -> None:
         self.p2p = p2p
+        self.told: Told = log_line
+        """Told by the handlers who is over which quota."""
         self.peer_id = PeerId(p2p.peer_id.to_base58())
         self._child = child
         self._sockets = sockets

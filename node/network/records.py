@@ -11,13 +11,16 @@ from typing import Annotated, Self
 
 from google.protobuf.message import DecodeError
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
-from hivemind.utils import MSGPackSerializer
+from hivemind.utils import get_dht_time
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from node.core import versions
+from node.core.text import printable
 from node.core.types import HASH_CHARS, Peer, PeerId, PeerState, Progress, Shard
 from node.core.versions import Speaker
 from node.network.addresses import MAX_ADDRESS_CHARS
+from node.network.dht_bounds import MAX_RECORDS, RecordSerializer, dht_key
+from node.network.malformed import Malformed
 from node.trust.identity import Identity, SignedBytes, verify
 from node.v1 import swarm_pb2
 
@@ -27,6 +30,10 @@ MAX_STAGES = 64
 """Of a run: as many hashes fit into a record."""
 _MAX_U63 = 2**63 - 1
 _CONTEXT = "peer-record"
+_CLOCK_S = 60.0
+"""How far a peer's clock may be ahead; a newcomer whose clock is further off is turned away."""
+_WRITING_S = 1.0
+"""Between the time in a record and its being stored."""
 
 
 class _ProgressRecord(BaseModel):
@@ -67,7 +74,7 @@ class _PeerRecord(BaseModel):
     @field_validator("name")
     @classmethod
     def _printable(cls, name: str) -> str:
-        return "".join(character for character in name if character.isprintable())
+        return printable(name)
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
@@ -205,15 +212,45 @@ def _parse(data: object) -> tuple[swarm_pb2.Signed, swarm_pb2.PeerRecord] | None
 
 
 class PeerRecordValidator(RecordValidatorBase):  # type: ignore[misc]
-    """Let nothing into this node's part of the DHT but records that their own peer signed."""
+    """Let nothing into this node's part of the DHT but records of one run that their own peer signed a moment ago."""
+
+    def __init__(self, key: str, *, lifetime_s: float) -> None:
+        """Set up.
+
+        Args:
+            key: Under which the run's records are.
+            lifetime_s: Of a record, from the time that its peer wrote into it.
+        """
+        self._key = dht_key(key)
+        self._lifetime_s = lifetime_s
+        self._until: dict[PeerId, float] = {}
+        """By peer: when its record that was let in expires."""
 
     def validate(self, record: DHTRecord) -> bool:
-        """Return whether the record's value is signed by the peer that its subkey names."""
+        """Return whether the record's value is signed by the peer that its subkey names, and new, and not one too many.
+
+        Its time is the DHT's word and not signed: anybody could let another's record live on, or die early, with it.
+        """
+        now = get_dht_time()
+        if record.key != self._key or not record.expiration_time <= now + self._lifetime_s + _CLOCK_S:
+            return False
         if len(record.value) > MAX_RECORD_BYTES + 16 or len(record.subkey) > MAX_ADDRESS_CHARS:
             return False
         try:
-            value, subkey = MSGPackSerializer.loads(record.value), MSGPackSerializer.loads(record.subkey)
-        except Exception:  # noqa: BLE001  (msgpack raises a dozen unrelated types on hostile bytes)
+            value, subkey = RecordSerializer.loads(record.value), RecordSerializer.loads(record.subkey)
+        except Malformed:
             return False
         opened = _open(value)
-        return opened is not None and opened.peer_id == subkey
+        if opened is None or opened.peer_id != subkey:
+            return False
+        if not abs(record.expiration_time - opened.at_s - self._lifetime_s) <= _WRITING_S:
+            return False
+        return self._has_room(PeerId(opened.peer_id), record.expiration_time, now)
+
+    def _has_room(self, peer: PeerId, expires: float, now: float) -> bool:
+        if peer not in self._until and len(self._until) >= MAX_RECORDS:
+            self._until = {other: until for other, until in self._until.items() if until > now}
+            if len(self._until) >= MAX_RECORDS:
+                return False
+        self._until[peer] = max(expires, self._until.get(peer, 0.0))
+        return True

@@ -25,8 +25,10 @@ from node.core.round_messages import (
     Verdict,
     Vote,
 )
+from node.core.text import printable
 from node.core.types import HASH_CHARS, PeerId, Shard, Standing
 from node.network.addresses import is_peer_id
+from node.network.malformed import Malformed as Malformed  # noqa: PLC0414  (other rooms know it from here)
 from node.network.records import MAX_STAGES
 from node.v1 import round_pb2
 
@@ -43,10 +45,6 @@ _BASE_HASH = re.compile(r"[0-9a-f]{1,64}")
 _BITS = re.compile(rf"[0-9a-f]{{1,{HASH_CHARS}}}")
 _SESSION = re.compile(r"[0-9a-f]{0,32}")
 _RESULT = re.compile(r"([0-9a-f]{64}):([0-9.e+-]{1,32})")
-
-
-class Malformed(ValueError):
-    """A peer sent what no honest peer sends."""
 
 
 def to_wire(message: Message, *, fingerprint: str) -> round_pb2.RoundMessage:
@@ -285,7 +283,7 @@ def _matching(pattern: re.Pattern[str], text: str) -> str:
 
 
 def _text(text: str) -> str:
-    return "".join(character for character in text[:500] if character.isprintable())
+    return printable(text[:500])
 
 
 def _member(enum: type[Reason | Knowledge], value: int) -> int:

@@ -23,18 +23,19 @@ from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
 from node.core import versions
 from node.core.round_messages import Message as RoundWord
 from node.core.types import PeerId
-from node.network.frames import CHUNK_S, read_bulk, read_frame, until_closed, write_bulk, write_frame
+from node.network.frames import CHUNK_S, OPENING_S, read_bulk, read_frame, until_closed, write_bulk, write_frame
 from node.network.processes import PEER_FAILED, is_nobody_there
+from node.network.quotas import Bounded, Gate, Quota, Told, log_line
 from node.network.records import MAX_STAGES
-from node.network.round_words import Malformed, check_round_id, from_wire, to_wire
+from node.network.round_words import MAX_MESSAGE_BYTES, Malformed, check_round_id, from_wire, to_wire
 from node.v1 import round_pb2
 
 _SEND_S = 5.0
 _MAX_FRAME_BYTES = 64 * MAX_STAGES + 4096
 """A frame's list has an entry a stage in common, of a digest and a norm at most."""
 _MAX_WEIGHT = 1 << 62
-_MAX_STREAMS = 256
-"""Streams that are served at a time; beyond that a new one is closed at once."""
+_QUOTA = Quota(streams=256, streams_of_peer=8, requests_per_s=50, burst=500)
+"""A round needs one stream a pair, a dozen words a member, and a few pings more."""
 
 
 class PeerLost(Exception):
@@ -94,12 +95,12 @@ class BulkHandler(Protocol):
 class RoundTransport(ServicerBase):  # type: ignore[misc]
     """Sends and receives for the rounds of one run."""
 
-    def __init__(self, p2p: P2P, *, fingerprint: str) -> None:
+    def __init__(self, p2p: P2P, *, fingerprint: str, told: Told = log_line) -> None:
         self._p2p = p2p
         self._fingerprint = fingerprint
         self._received: Callable[[PeerId, RoundWord], None] | None = None
         self._bulk: BulkHandler | None = None
-        self._num_streams = 0
+        self._gate = Gate("rounds", _QUOTA, told=told)
 
     async def open(self, received: Callable[[PeerId, RoundWord], None], bulk: BulkHandler) -> None:
         """Begin to answer.
@@ -109,7 +110,8 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
             bulk: Takes in parts and gives out results.
         """
         self._received, self._bulk = received, bulk
-        await self.add_p2p_handlers(self._p2p, namespace=self._space)
+        name = self._get_handle_name(self._space, "rpc_word")
+        await self._p2p.add_protobuf_handler(name, self.rpc_word, Bounded(round_pb2.RoundMessage, MAX_MESSAGE_BYTES))
         await self._p2p.add_binary_stream_handler(self._bulk_name, self._serve_exchange)
 
     async def close(self) -> None:
@@ -181,33 +183,34 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
 
     async def rpc_word(self, request: round_pb2.RoundMessage, context: P2PContext) -> round_pb2.RoundReceipt:
         """Take in one word of a round."""
+        sender = PeerId(context.remote_id.to_base58())
+        self._gate.request(sender)
         if request.fingerprint != self._fingerprint:
             return round_pb2.RoundReceipt(is_known=False)
         message = from_wire(request)
         if message is not None and self._received is not None:
-            self._received(PeerId(context.remote_id.to_base58()), message)
+            self._received(sender, message)
         return round_pb2.RoundReceipt(is_known=True)
 
     async def _serve_exchange(
         self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         """Take in a member's parts and answer with the reduced spans; a stream that is not in order is cut off."""
-        self._num_streams += 1
+        sender = PeerId(info.peer_id.to_base58())
         try:
-            if self._num_streams <= _MAX_STREAMS:
-                await self._take_and_answer(PeerId(info.peer_id.to_base58()), reader, writer)
+            with self._gate.stream(sender):
+                await self._take_and_answer(sender, reader, writer)
                 await until_closed(reader)
         except (*PEER_FAILED, Malformed, PeerLost):
             pass  # the sender sees the cut, and the averager has said what there was to say
         finally:
-            self._num_streams -= 1
             writer.close()
 
     async def _take_and_answer(
         self, sender: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         header = round_pb2.RoundPartHeader()
-        await asyncio.wait_for(read_frame(reader, header, max_bytes=_MAX_FRAME_BYTES), CHUNK_S)
+        await read_frame(reader, header, max_bytes=_MAX_FRAME_BYTES, wait_s=OPENING_S)
         handler = self._bulk
         if handler is None or header.fingerprint != self._fingerprint:
             raise PeerLost("I do not train that")
@@ -288,7 +291,7 @@ async def _read(
         pieces.append(await read_bulk(reader, num_bytes, digest.update, moved))
         digests.append(digest.digest())
     end = round_pb2.RoundPartEnd()
-    await asyncio.wait_for(read_frame(reader, end, max_bytes=_MAX_FRAME_BYTES), CHUNK_S)
+    await read_frame(reader, end, max_bytes=_MAX_FRAME_BYTES, wait_s=CHUNK_S)
     if end.num_bytes != sum(expected) or list(end.digests) != digests:
         raise Malformed("the length or a digest does not match")
     if len(end.norms_sq) != (len(pieces) if has_norms else 0):

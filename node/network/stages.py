@@ -19,15 +19,19 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 from node.core import versions
 from node.core.errors import PeerError, PeerTimeout
 from node.core.types import PeerId
-from node.network.frames import CHUNK_S, read_bulk, read_frame, until_closed, write_bulk, write_frame
+from node.network.frames import CHUNK_S, OPENING_S, read_bulk, read_frame, until_closed, write_bulk, write_frame
 from node.network.processes import PEER_FAILED
+from node.network.quotas import Gate, Quota, Told, log_line
 from node.network.round_words import Malformed
 from node.trust.identity import short
 from node.v1 import pipeline_pb2 as pb
 
 MAX_REQUEST_BYTES = 64 * 1024
 _MAX_REPLY_BYTES = 64 * 1024
-_MAX_STREAMS = 256
+_MAX_MOVED = 256
+"""Peers of whom it is known when something last moved."""
+_QUOTA = Quota(streams=256, streams_of_peer=64, num_bytes=2 << 30, bytes_of_peer=1 << 30)
+"""A driver has a few microbatches under way at a time, and a ping a second."""
 _PING_S = 2.0
 
 
@@ -50,12 +54,12 @@ class StageHandler(Protocol):
 class StageTransport:
     """Asks others' stages and serves this node's, for one run."""
 
-    def __init__(self, p2p: P2P, *, fingerprint: str) -> None:
+    def __init__(self, p2p: P2P, *, fingerprint: str, told: Told = log_line) -> None:
         self._p2p = p2p
         self._fingerprint = fingerprint
         self._name = versions.namespace(fingerprint, "stages")
         self._handler: StageHandler | None = None
-        self._num_streams = 0
+        self._gate = Gate("stages", _QUOTA, told=told)
         self._moved_at: dict[PeerId, float] = {}
         """By peer: when a chunk to it or from it last moved on."""
         self.bytes_sent = 0
@@ -128,20 +132,19 @@ class StageTransport:
 
     async def _serve(self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request; a stream that is not in order is cut off."""
-        self._num_streams += 1
+        sender = PeerId(info.peer_id.to_base58())
         try:
-            if self._num_streams <= _MAX_STREAMS:
-                await self._answer(PeerId(info.peer_id.to_base58()), reader, writer)
+            with self._gate.stream(sender):
+                await self._answer(sender, reader, writer)
                 await until_closed(reader)
         except (*PEER_FAILED, Malformed):
             pass  # the sender sees the cut
         finally:
-            self._num_streams -= 1
             writer.close()
 
     async def _answer(self, sender: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = pb.StageRequest()
-        await asyncio.wait_for(read_frame(reader, request, max_bytes=MAX_REQUEST_BYTES), CHUNK_S)
+        await read_frame(reader, request, max_bytes=MAX_REQUEST_BYTES, wait_s=OPENING_S)
         handler = self._handler
         if handler is None or request.fingerprint != self._fingerprint:
             raise Malformed("I do not train that")
@@ -151,19 +154,20 @@ class StageTransport:
             await self._write(sender, writer, pb.StageReply(status=pb.STAGE_STATUS_DONE), ())
             return
         sizes = handler.expect(sender, request)
-        received = await self._read(sender, reader, sum(sizes))
-        tensors, start = [], 0
-        for size in sizes:
-            tensors.append(received[start : start + size])
-            start += size
-        reply, tensor = await handler.serve(sender, request, tensors)
+        with self._gate.reserve(sender, sum(sizes)):
+            received = await self._read(sender, reader, sum(sizes))
+            tensors, start = [], 0
+            for size in sizes:
+                tensors.append(received[start : start + size])
+                start += size
+            reply, tensor = await handler.serve(sender, request, tensors)
         reply.has_tensor = len(tensor) > 0
         await self._write(sender, writer, reply, (tensor,) if len(tensor) else ())
 
     def _moved(self, peer: PeerId) -> None:
         self._moved_at.pop(peer, None)
         self._moved_at[peer] = time.monotonic()
-        if len(self._moved_at) > _MAX_STREAMS:
+        if len(self._moved_at) > _MAX_MOVED:
             del self._moved_at[next(iter(self._moved_at))]  # the one that moved longest ago
 
     async def _write(
@@ -197,7 +201,7 @@ class StageTransport:
 
         data = await read_bulk(reader, num_bytes, note, lambda: self._moved(peer))
         end = pb.StageEnd()
-        await asyncio.wait_for(read_frame(reader, end, max_bytes=64), CHUNK_S)
+        await read_frame(reader, end, max_bytes=64, wait_s=CHUNK_S)
         if end.num_bytes != num_bytes or end.crc32 != checksum:
             raise Malformed("the length or the checksum does not match")
         self.bytes_received += num_bytes

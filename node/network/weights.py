@@ -20,8 +20,9 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 from node.core import versions
 from node.core.errors import PeerBusy, PeerError, PeerTimeout, ProtocolViolation
 from node.core.types import PeerId
-from node.network.frames import CHUNK_S, read_bulk, read_frame, until_closed, write_bulk, write_frame
+from node.network.frames import CHUNK_S, OPENING_S, read_bulk, read_frame, until_closed, write_bulk, write_frame
 from node.network.processes import PEER_FAILED
+from node.network.quotas import Gate, Quota, Told, log_line
 from node.network.round_words import Malformed
 from node.trust.identity import short
 from node.trust.manifest import MAX_MANIFEST_BYTES
@@ -30,7 +31,7 @@ from node.v1 import weights_pb2 as pb
 BLOCK_BYTES = 4 << 20
 """What is read, hashed and written at a time, on a worker thread."""
 _MAX_FRAME_BYTES = 4096
-_MAX_STREAMS = 64
+_QUOTA = Quota(streams=64, streams_of_peer=8)
 _MAX_SENDS = 8
 _MAX_SENDS_TO_ONE = 2
 _FIRST_ANSWER_S = 15.0
@@ -72,12 +73,12 @@ class WeightSource(Protocol):
 class WeightServer:
     """Hands the base model on, to a bounded number of peers at a time."""
 
-    def __init__(self, p2p: P2P, *, fingerprint: str, source: WeightSource) -> None:
+    def __init__(self, p2p: P2P, *, fingerprint: str, source: WeightSource, told: Told = log_line) -> None:
         self._p2p = p2p
         self._fingerprint = fingerprint
         self._source = source
         self._name = _protocol(fingerprint)
-        self._num_streams = 0
+        self._gate = Gate("weights", _QUOTA, told=told)
         self._sends: Counter[PeerId] = Counter()
         self.bytes_sent = 0
 
@@ -91,20 +92,19 @@ class WeightServer:
 
     async def _serve(self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request; a stream that is not in order is cut off."""
-        self._num_streams += 1
+        sender = PeerId(info.peer_id.to_base58())
         try:
-            if self._num_streams <= _MAX_STREAMS:
-                await self._answer(PeerId(info.peer_id.to_base58()), reader, writer)
+            with self._gate.stream(sender):
+                await self._answer(sender, reader, writer)
                 await until_closed(reader)
         except (*PEER_FAILED, Malformed):
             pass  # the other side sees the cut
         finally:
-            self._num_streams -= 1
             writer.close()
 
     async def _answer(self, sender: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = pb.WeightRequest()
-        await asyncio.wait_for(read_frame(reader, request, max_bytes=_MAX_FRAME_BYTES), CHUNK_S)
+        await read_frame(reader, request, max_bytes=_MAX_FRAME_BYTES, wait_s=OPENING_S)
         if request.fingerprint != self._fingerprint:
             raise Malformed("I do not train that")
         if request.kind in (pb.WEIGHT_KIND_MANIFEST, pb.WEIGHT_KIND_HELD):
@@ -219,7 +219,7 @@ class WeightClient:
                 )
             yield reader, reply.num_bytes
             end = pb.WeightEnd()
-            await asyncio.wait_for(read_frame(reader, end, max_bytes=64), CHUNK_S)
+            await read_frame(reader, end, max_bytes=64, wait_s=CHUNK_S)
             if end.num_bytes != reply.num_bytes:
                 raise Malformed("the length does not match")
         except TimeoutError as error:

@@ -137,7 +137,7 @@ def build_pipeline(
         max_graphs: Microbatches, of whomever, whose activations fit into memory at a time.
     """
     runner = StageRunner(shard, adapters, cut.plan, max_graphs=max_graphs)
-    transport = StageTransport(around.running.p2p, fingerprint=around.fingerprint)
+    transport = StageTransport(around.running.p2p, fingerprint=around.fingerprint, told=around.running.told)
     wire = Wire(cut.codec, shard.hidden_size, shard.dtype, torch.device(shard.device))
     deliveries, texts = Deliveries(), Texts(shard)
     router = SwarmRouter(

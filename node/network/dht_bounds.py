@@ -1,0 +1,116 @@
+"""What hivemind's DHT does not bound by itself: depth and size of what comes in, and how much one call asks for.
+
+Three things were found in it. Its reader of msgpack calls itself for each level of nesting, on the C stack: 1.2 kB from
+anybody end the process. A call may ask for the same key any number of times, and each time the whole dictionary goes
+into the answer. And an id that is none makes a task fail that nobody waits for.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgpack
+from hivemind.dht.routing import DHTID
+from hivemind.dht.storage import DictionaryDHTValue
+from hivemind.proto import dht_pb2
+from hivemind.utils import MSGPackSerializer
+from hivemind.utils.auth import AuthorizerBase
+
+from node.network.malformed import Malformed
+
+MAX_RECORDS = 256
+"""Peers of one run that are kept here."""
+MAX_VALUE_BYTES = 2 << 20
+"""A dictionary of as many records, each as long as may be."""
+_MAX_KEYS = 2
+"""That a call may ask for: nodes ask for one, and two such dictionaries fit into a message."""
+_ID_BYTES = 20
+_DICTIONARY = 0x50
+"""hivemind's code for a dictionary of subkeys."""
+
+
+class RecordSerializer:
+    """hivemind's msgpack with its dictionaries, and nothing nested; a stand-in for `MSGPackSerializer`."""
+
+    @staticmethod
+    def dumps(value: object) -> bytes:
+        """Return the bytes of a value."""
+        packed: bytes = MSGPackSerializer.dumps(value)
+        return packed
+
+    @staticmethod
+    def loads(data: bytes) -> object:
+        """Return a text, bytes, None, or a dictionary of subkeys.
+
+        Raises:
+            Malformed: it is something else, too long, or damaged.
+        """
+        if len(data) > MAX_VALUE_BYTES:
+            raise Malformed(f"a value of {len(data)} bytes")
+        value = _unpack(data)
+        if isinstance(value, msgpack.ExtType) and value.code == _DICTIONARY:
+            return _dictionary(value.data)
+        if value is not None and not isinstance(value, (str, bytes)):
+            raise Malformed(f"a value of type {type(value).__name__}")
+        return value
+
+
+def _unpack(data: bytes) -> Any:
+    try:
+        return msgpack.unpackb(data, raw=False)  # without hivemind's hook for extensions nothing calls itself
+    except (ValueError, msgpack.UnpackException, RecursionError, OverflowError) as error:
+        raise Malformed(f"no msgpack: {type(error).__name__}") from None
+
+
+def _dictionary(data: bytes) -> DictionaryDHTValue:
+    found = _unpack(data)
+    if not isinstance(found, list) or len(found) != 3 or not isinstance(found[2], list) or len(found[2]) > MAX_RECORDS:
+        raise Malformed("no dictionary of subkeys, or too many of them")
+    made = DictionaryDHTValue()
+    with made.freeze():
+        for item in found[2]:
+            if not isinstance(item, list) or len(item) != 3:
+                raise Malformed("no subkey with a value and a time")
+            subkey, value, expires = item
+            if not (isinstance(subkey, str) and isinstance(value, bytes) and isinstance(expires, (int, float))):
+                raise Malformed("no subkey with a value and a time")
+            if not math.isfinite(expires):
+                raise Malformed(f"a record that expires at {expires}")
+            made.store(subkey, value, float(expires))
+    return made
+
+
+class RequestBounds(AuthorizerBase):  # type: ignore[misc]
+    """Refuses calls of the DHT that ask for too much; hivemind asks its authorizer before it does anything."""
+
+    async def validate_request(self, request: Any) -> bool:
+        """Return True if the call is in order.
+
+        Raises:
+            Malformed: it is not; the caller is told so.
+        """
+        keys = () if isinstance(request, dht_pb2.PingRequest) else request.keys
+        if len(keys) > _MAX_KEYS or any(len(key) > _ID_BYTES for key in (*keys, request.peer.node_id)):
+            raise Malformed("a call with too many keys, or with one that is none")
+        if isinstance(request, dht_pb2.StoreRequest):
+            others = (request.subkeys, request.values, request.expiration_time, request.in_cache)
+            if any(len(other) != len(keys) for other in others):
+                raise Malformed("keys, values and times differ in number")
+        return True
+
+    async def sign_request(self, request: Any, service_public_key: Any) -> None:
+        """Leave a call as it is."""
+
+    async def sign_response(self, response: Any, request: Any) -> None:
+        """Leave an answer as it is."""
+
+    async def validate_response(self, response: Any, request: Any) -> bool:  # noqa: ARG002
+        """Take an answer; what is in it is checked where it is read."""
+        return True
+
+
+def dht_key(name: str) -> bytes:
+    """Return the key under which the DHT keeps `name`."""
+    key: bytes = DHTID.generate(source=name).to_bytes()
+    return key
