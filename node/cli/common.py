@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import click
 from platformdirs import user_cache_path, user_data_path
 
+from node.core.text import escaped
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 home_option: Callable[[F], F] = click.option(
@@ -33,8 +35,7 @@ def model_cache() -> Path:
 
 def print_json(value: object) -> None:
     """Print one JSON document."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
+    sys.stdout.write(escaped(json.dumps(value, indent=2, ensure_ascii=False)) + "\n")
 
 
 def is_terminal() -> bool:

@@ -11,6 +11,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from node.core.events import Event, MicrobatchDone, as_record
+from node.core.text import escaped
 
 _MAX_LOG_BYTES = 5_000_000
 _KEPT_LOGS = 3
@@ -18,7 +19,8 @@ _KEPT_LOGS = 3
 
 def json_line(event: Event) -> str:
     """Return an event as one line of JSON with a time stamp in Unix seconds."""
-    return json.dumps({"at_s": round(time.time(), 3), **as_record(event)}, ensure_ascii=False, allow_nan=True)
+    line = json.dumps({"at_s": round(time.time(), 3), **as_record(event)}, ensure_ascii=False, allow_nan=True)
+    return escaped(line)
 
 
 class _Log(RotatingFileHandler):

@@ -31,13 +31,15 @@ from node.core.events import (
     Stepped,
     WorkLost,
 )
+from node.core.text import printable
 from node.core.types import RoundStatus
-from node.observe.status import human_layers, human_peers, human_seconds, perplexity
+from node.observe.status import human_layers, human_peers, human_seconds, perplexity, shown
 from node.v1 import control_pb2
 
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_POINTS = 40
 _SHOWN_NEWS = 6
+_MAX_LINE = 1000
 
 StatusSource = Callable[[], control_pb2.GetStatusResponse]
 
@@ -53,7 +55,15 @@ def sparkline(values: list[float], width: int = _CURVE_POINTS) -> str:
 
 
 def headline(event: Event) -> str | None:
-    """Return what an event means in one line for people, or None if it is not news."""
+    """Return what an event means in one line for people, or None if it is not news.
+
+    Names and reasons in it may be others': nothing is in it that could control a terminal, and it is not long.
+    """
+    line = _line(event)
+    return printable(line)[:_MAX_LINE] if line is not None else None
+
+
+def _line(event: Event) -> str | None:
     match event:
         case StateChanged(_, after, reason):
             return f"{after}{': ' + reason if reason else ''}"
@@ -158,7 +168,9 @@ class LiveProgress:
         for peer in status.peers:
             mark = "this node" if peer.is_me else f"…{peer.peer_id[-6:]}"
             layers = f"  {human_layers(peer)}" if status.num_stages > 1 else ""
-            rows.add_row("", Text(f"{peer.name} ({mark})  {peer.state}{layers}  {peer.tokens_per_s:.0f} tokens/s"))
+            rows.add_row(
+                "", Text(f"{shown(peer.name)} ({mark})  {peer.state}{layers}  {peer.tokens_per_s:.0f} tokens/s")
+            )
         news = [Text(line, style="dim") for line in self._news]
         return Group(Text(f"potluck · {status.state}", style="bold"), rows, *news)
 

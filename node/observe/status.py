@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from node.core.routing import layers_text
+from node.core.text import printable
 from node.v1 import control_pb2
 
 
@@ -28,6 +29,11 @@ def human_seconds(seconds: float) -> str:
         return f"{total} s"
     minutes = round(total / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def shown(text: str, most: int = 200) -> str:
+    """Return a text of somebody else's as it may be shown: nothing that controls a terminal, and not endless."""
+    return printable(text[: 2 * most])[:most]
 
 
 def human_peers(count: int) -> str:
@@ -59,11 +65,11 @@ def render_status(status: control_pb2.GetStatusResponse) -> RenderableType:
     facts.add_column(style="dim")
     facts.add_column()
     for name, value in _facts(status):
-        facts.add_row(name, Text(value))
+        facts.add_row(name, Text(shown(value)))
     parts: list[RenderableType] = [facts, Text(""), _peers(status)]
     if status.addresses:
         join = Text("\nInvite another machine:\n", style="dim")
-        join.append(f"potluck join {status.addresses[0]}", style="bold")
+        join.append(f"potluck join {shown(status.addresses[0], 300)}", style="bold")
         parts.append(join)
     return Group(*parts)
 
@@ -112,16 +118,16 @@ def _peers(status: control_pb2.GetStatusResponse) -> Table:
         is_text = column in {"peer", "state", "adapter", "layers"}
         table.add_column(column, justify="left" if is_text else "right")
     for peer in status.peers:
-        name = Text(f"{peer.name} …{peer.peer_id[-6:]}")
+        name = Text(shown(f"{shown(peer.name, 64)} …{peer.peer_id[-6:]}"))
         if peer.is_me:
             name.append(" (this node)", style="green")
         loss = f"{peer.loss:.3f}" if peer.HasField("loss") else "–"
         table.add_row(
             name,
-            peer.state,
+            Text(shown(peer.state, 32)),
             *([human_layers(peer)] if is_cut else []),
             str(peer.version),
-            peer.adapter_hash[:8],
+            Text(shown(peer.adapter_hash, 8)),
             f"{peer.tokens_per_s:.0f}",
             loss,
             str(peer.tokens_given),

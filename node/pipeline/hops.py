@@ -262,7 +262,13 @@ class RemoteHop:
         known_s = 0.0
         for ticket in reply.tickets:
             peer = PeerId(ticket.peer_id)
-            visit.work_s[peer] = visit.work_s.get(peer, 0.0) + ticket.work_s
-            visit.queue_s += ticket.queue_s
-            known_s += ticket.work_s + ticket.queue_s
+            work_s, queue_s = _within(ticket.work_s, elapsed_s), _within(ticket.queue_s, elapsed_s)
+            visit.work_s[peer] = visit.work_s.get(peer, 0.0) + work_s
+            visit.queue_s += queue_s
+            known_s += work_s + queue_s
         visit.overhead_s += max(0.0, elapsed_s - known_s)
+
+
+def _within(seconds: float, elapsed_s: float) -> float:
+    """Return a time that a peer tells, at most what passed here: NaN or less than nothing would spoil every route."""
+    return min(seconds, elapsed_s) if seconds > 0 else 0.0

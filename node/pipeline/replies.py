@@ -8,6 +8,7 @@ from typing import Any
 
 from node.core.errors import NeedsInput, PeerBusy, PeerError, PeerTimeout, ProtocolViolation, StaleVersion
 from node.core.routing import Hop
+from node.core.text import printable
 from node.core.types import PeerId
 from node.network.stages import StageTransport
 from node.trust.identity import short
@@ -57,7 +58,7 @@ def raise_for(reply: pb.StageReply, peer: PeerId) -> None:
         PeerBusy: not now.
         PeerError: the holder refuses, or the next one in a chain failed.
     """
-    reason = reply.reason[:200]
+    reason = printable(reply.reason)[:200]
     match reply.status:
         case pb.STAGE_STATUS_DONE:
             return
@@ -66,7 +67,7 @@ def raise_for(reply: pb.StageReply, peer: PeerId) -> None:
         case pb.STAGE_STATUS_NEEDS_INPUT:
             raise NeedsInput(f"{short(peer)}: {reason}")
         case pb.STAGE_STATUS_TRY_LATER:
-            retry_s = min(max(reply.retry_after_s, 0.1), _MAX_RETRY_S)
+            retry_s = min(max(0.1, reply.retry_after_s), _MAX_RETRY_S)  # in this order NaN becomes 0.1
             raise PeerBusy(f"{short(peer)}: {reason}", peer_id=peer, retry_after_s=retry_s)
         case pb.STAGE_STATUS_NEXT_FAILED:
             culprit = PeerId(reply.failed_peer[:128]) or peer
