@@ -12,7 +12,7 @@ import traceback
 import click
 
 from node.core.errors import NodeError
-from node.core.text import printable
+from node.core.text import printable_lines
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("node.cli.demo", "See it work: two nodes on this machine train a small model together."),
@@ -116,7 +116,7 @@ def main() -> None:
 
 def _say_error(message: str, hint: str) -> None:
     # a recipe has one complaint a line; what else stands in an error may be a stranger's
-    message, hint = ("\n".join(map(printable, text.split("\n"))) for text in (message, hint))
+    message, hint = printable_lines(message), printable_lines(hint)
     click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
     if hint:
         click.echo(f"{click.style('hint:', fg='cyan')} {hint}", err=True)

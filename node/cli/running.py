@@ -147,6 +147,7 @@ async def _live(place: Any, settings: Any, request: Any, log_format: str, *, qui
 
     from node.control.server import ControlServer
     from node.core.events import EventBus
+    from node.core.text import printable_lines
     from node.daemon import Daemon
     from node.observe.log import file_sink, stdout_sink
     from node.observe.progress import LiveProgress, PlainProgress
@@ -158,7 +159,7 @@ async def _live(place: Any, settings: Any, request: Any, log_format: str, *, qui
 
     def say(line: str) -> None:
         if not (is_json or quiet):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(printable_lines(line), markup=False, highlight=False, soft_wrap=True)
 
     daemon = Daemon(home=place, settings=settings, request=request, events=events, say=say)
     _leave_on_signals(daemon.request_stop, say)

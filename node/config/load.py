@@ -19,6 +19,7 @@ from node.config.recipe import Recipe
 from node.config.sections import Averaging, DatasetSpec, MessageMapping, PotluckBlock
 from node.config.yaml_tree import COMMAND_LINE, Key, YamlTree, parse_scalar, read_yaml
 from node.core.errors import ConfigError
+from node.core.text import brief
 from node.core.versions import UPGRADE
 
 T = TypeVar("T")
@@ -171,7 +172,7 @@ def _translate_root(draft: _Draft) -> None:
             draft.note(name, text)
         else:
             del values[name]
-            draft.problem((name,), f"unknown key '{name}'", _suggest(name, Recipe))
+            draft.problem((name,), f"unknown key '{brief(name, 80)}'", _suggest(name, Recipe))
     target = values.get("lora_target_modules")
     if isinstance(target, str) or (isinstance(target, list) and target in (["all-linear"], ["all"])):
         del values["lora_target_modules"]
@@ -215,7 +216,7 @@ def _translate_type(draft: _Draft, spec: dict[str, object], index: int) -> None:
     if isinstance(kind, str) and kind in keys.DATASET_TYPES:
         spec["type"] = keys.DATASET_TYPES[kind]
         return
-    what = f"'{kind}'" if isinstance(kind, str) else "a format of its own"
+    what = f"'{brief(kind, 60)}'" if isinstance(kind, str) else "a format of its own"
     draft.problem(
         ("datasets", index, "type"),
         f"datasets[{index}].type is {what}, which is not known here",
@@ -234,7 +235,7 @@ def _check_names(draft: _Draft, values: dict[str, object], prefix: Key, model: t
     for name in list(values):
         if name not in model.model_fields:
             dotted = ".".join(str(part) for part in (*prefix, name))
-            draft.problem((*prefix, name), f"unknown key '{dotted}'", _suggest(name, model))
+            draft.problem((*prefix, name), f"unknown key '{brief(dotted, 80)}'", _suggest(name, model))
             del values[name]
 
 
@@ -278,7 +279,7 @@ def _validate(draft: _Draft) -> Recipe:
             # A union reports one problem a branch, with the branch's name at the end: the first will do.
             while key and key not in draft.tree.lines and problem["type"] != "missing":
                 key = key[:-1]
-            name = ".".join(str(part) for part in key)
+            name = brief(".".join(str(part) for part in key), 80) if key else ""
             if name and name in seen:
                 continue
             seen.add(name)
@@ -293,7 +294,7 @@ def _complaint(name: str, message: str, value: object) -> str:
         return text
     if text == "Field required":
         return f"'{name}' is missing"
-    given = "" if isinstance(value, (dict, list)) else f" (it is {value!r})"
+    given = "" if isinstance(value, (dict, list)) else f" (it is {brief(repr(value), 60)})"
     return f"{name}: {text[0].lower()}{text[1:]}{given}"
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from node.config.recipe import first_problem
 from node.core.errors import ConfigError
+from node.core.text import brief
 
 MAX_BYTES = 1 << 20
 Multiaddr = Annotated[str, Field(max_length=500, pattern=r"^/[\x21-\x7e]+$")]
@@ -93,4 +94,4 @@ def _read(file: Path) -> dict[str, object]:
     try:
         return tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from error
+        raise ConfigError(f"{file}: not valid TOML: {brief(error)}") from error

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from node.config.sections import DatasetSpec, PathText, PotluckBlock, Section, ShortText
 from node.core.errors import ConfigError, RunMismatch
+from node.core.text import brief
 from node.core.versions import UPGRADE_HERE
 
 MAX_SHARED_BYTES = 64 * 1024
@@ -284,7 +285,7 @@ def differing_fields(mine: Recipe, theirs: Recipe) -> list[tuple[str, object, ob
 def first_problem(error: ValidationError) -> str:
     """Return the first complaint as `name: what is wrong`."""
     problem = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
+    where = brief(".".join(str(part) for part in problem["loc"]), 80)
     text = problem["msg"].removeprefix("Value error, ")
     return f"{where}: {text}" if where else text
 

@@ -10,6 +10,7 @@ import datasets
 
 from node.config.sections import DatasetSpec
 from node.core.errors import DataError
+from node.core.text import brief
 from node.data.rows import Row, Rows
 
 
@@ -27,7 +28,7 @@ def read_saved(path: Path, split: str) -> Rows:
     try:
         data = datasets.load_from_disk(str(path))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable by datasets {datasets.__version__}: {error}") from error
+        raise DataError(f"{path}: not readable by datasets {datasets.__version__}: {brief(error)}") from error
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
             raise DataError(f"{path}: there is no split '{split}'", hint=f"it has {', '.join(data)}")

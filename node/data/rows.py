@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from node.core.errors import DataError
+from node.core.text import brief
 
 MAX_ROW_BYTES = 16 << 20
 """A longer line is not training data but a file of another kind."""
@@ -118,7 +119,7 @@ def _json_row(where: str, line: bytes) -> Row | BadRow:
     except UnicodeDecodeError:
         return BadRow(where, "expected one JSON object, but the line is not UTF-8 text")
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits; brackets without end
-        return BadRow(where, f"expected one JSON object, but {error}")
+        return BadRow(where, f"expected one JSON object, but {brief(error)}")
     return _object_row(where, value)
 
 
@@ -167,7 +168,7 @@ def _json_values(file: Path, text: str, at: int) -> Iterator[tuple[int, object]]
             # What follows a broken value cannot be told apart from it, so the whole file is refused.
             raise DataError(f"{file}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}") from error
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}:{line}: not valid JSON: {error}") from error
+            raise DataError(f"{file}:{line}: not valid JSON: {brief(error)}") from error
         yield line, value
 
 
@@ -190,7 +191,7 @@ def _read_csv(file: Path) -> Rows:
                 else:
                     yield Row(where, dict(zip(header, cells, strict=True)))
         except csv.Error as error:
-            raise DataError(f"{file}:{line}: not valid CSV: {error}") from error
+            raise DataError(f"{file}:{line}: not valid CSV: {brief(error)}") from error
 
 
 def _read_parquet(file: Path) -> Rows:

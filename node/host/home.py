@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from node.core import versions
 from node.core.errors import CheckpointError, ConfigError, NodeError, OutOfDisk
 from node.core.files import room_text, sealed, unsealed, write_whole
+from node.core.text import brief
 from node.core.types import PeerId
 from node.trust.identity import SignedBytes
 from node.trust.seal import SealedRun, open_seal
@@ -96,7 +98,8 @@ class RunFolder:
             return open_seal(signed, sender=PeerId("this node's own file"))
         except (OSError, ValueError, KeyError, TypeError, NodeError) as error:
             raise CheckpointError(
-                f"{path} cannot be read: {error}.", hint="Join the swarm again by the address of one of its nodes."
+                f"{path} cannot be read: {brief(error)}.",
+                hint="Join the swarm again by the address of one of its nodes.",
             ) from error
 
     def save_manifest(self, manifest: bytes) -> None:
@@ -121,7 +124,9 @@ class RunFolder:
         try:
             return LocalRun.model_validate_json(read_small(path))
         except (OSError, ValueError) as error:  # pydantic's is a ValueError
-            raise CheckpointError(f"{path} cannot be read: {error}.", hint="Start or join the run again.") from error
+            raise CheckpointError(
+                f"{path} cannot be read: {brief(error)}.", hint="Start or join the run again."
+            ) from error
 
     def remember_peers(self, met: Iterable[tuple[PeerId, tuple[str, ...]]]) -> None:
         """Add peers to the ones that this node dials when it starts again; the longest unseen are forgotten."""
@@ -218,7 +223,7 @@ class Home:
         except (OSError, ValueError):
             name = ""
         folder = self.path / "runs" / name
-        if not name or "/" in name or not folder.is_dir():
+        if not re.fullmatch(r"[\w.-]{1,100}", name) or not folder.is_dir():
             raise ConfigError(
                 f"There is no run under {self.path}.",
                 hint="Start one with `potluck start recipe.yaml`, or name the node's home with --home.",

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from node.core.errors import UnsupportedModel
+from node.core.text import brief
 
 _LARGEST = {"num_hidden_layers": 1 << 12, "num_attention_heads": 1 << 12, "num_key_value_heads": 1 << 12}
 _LARGEST_SIZE = 1 << 24
@@ -170,7 +171,7 @@ def _size(config: Mapping[str, object], key: str, default: int | None = None) ->
     limit = _LARGEST.get(key, _LARGEST_SIZE)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
         raise UnsupportedModel(
-            f"The model's configuration has {key} = {value!r}, which is no size between 1 and {limit}.",
+            f"The model's configuration has {key} = {brief(repr(value), 60)}, which is no size between 1 and {limit}.",
             hint="Download the model's config.json again.",
         )
     return value

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from node.core.errors import WeightsMissing
 from node.core.files import sealed, unsealed, write_whole
+from node.core.text import brief
 from node.model.weights import blocks_of, read_header, weight_files
 from node.trust.manifest import MAX_MANIFEST_BYTES, SMALL_FILES, FileFacts, Manifest, TensorFacts, tensor_hash
 
@@ -32,7 +33,7 @@ def manifest_of(folder: Path, *, cache: Path) -> Manifest:
     try:
         return Manifest(tensors=_TENSORS.validate_json(known), files=small)
     except ValidationError as error:
-        raise WeightsMissing(f"The files of {folder} hold what cannot be handed on: {error}.") from error
+        raise _unusable(folder, error) from error
 
 
 def remembered(
@@ -77,14 +78,23 @@ def _tensor_facts(folder: Path) -> dict[str, TensorFacts]:
             for block in blocks_of(path, entry.start, entry.stop):
                 digest.update(block)
             size = entry.stop - entry.start
-            facts[entry.name] = TensorFacts(
-                dtype=entry.dtype, shape=entry.shape, num_bytes=size, digest=digest.hexdigest()
-            )
+            try:
+                facts[entry.name] = TensorFacts(
+                    dtype=entry.dtype, shape=entry.shape, num_bytes=size, digest=digest.hexdigest()
+                )
+            except ValidationError as error:
+                raise _unusable(folder, error) from error
     if absent := sorted(set(wanted) - set(facts)):
         raise WeightsMissing(
             f"The files of {folder} lack {absent[0]}, which its index names.", hint="Download the model again."
         )
     return facts
+
+
+def _unusable(folder: Path, error: ValidationError) -> WeightsMissing:
+    return WeightsMissing(
+        f"The files of {folder} hold what cannot be handed on: {brief(error)}.", hint="Download the model again."
+    )
 
 
 def _file_facts(path: Path) -> FileFacts | None:

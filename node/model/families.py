@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from node.core.errors import UnsupportedModel, WeightsMissing
+from node.core.text import brief
 
 SUPPORTED = ("gemma2", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
 """Values of `model_type` in a model's `config.json`."""
@@ -41,8 +42,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} holds no config.json, so it is not a model folder.",
             hint="Give a folder in Hugging Face's layout, a .gguf file, or a name on the hub.",
         ) from None
-    except (OSError, ValueError) as error:
-        raise WeightsMissing(f"Cannot read {path}: {error}.", hint="Download the model again.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsMissing(f"Cannot read {path}: {brief(error)}.", hint="Download the model again.") from error
     if not isinstance(config, dict):
         raise WeightsMissing(f"{path} is not a JSON object.", hint="Download the model again.")
     check_supported(config)
@@ -59,7 +60,8 @@ def check_supported(config: dict[str, Any]) -> None:
         )
     if family not in SUPPORTED:
         raise UnsupportedModel(
-            f"Models of the type {family!r} are not supported.", hint=f"Supported types: {', '.join(SUPPORTED)}."
+            f"Models of the type {brief(repr(family), 60)} are not supported.",
+            hint=f"Supported types: {', '.join(SUPPORTED)}.",
         )
     if config.get("quantization_config"):
         raise UnsupportedModel("The model's weights are already quantised.", hint=_QUANTISED_HINT)

@@ -23,6 +23,7 @@ from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorPr
 
 from node.core.errors import OutOfDisk, UnsupportedModel
 from node.core.files import room_text, sealed, sync, unsealed
+from node.core.text import brief
 from node.model.families import check_supported
 from node.model.gguf_tensors import GgufTable, GgufTensor, read_table, read_values
 from node.model.weights import write_bf16
@@ -150,7 +151,7 @@ def _values(gguf: Path, tensors: Mapping[str, GgufTensor], processor: Any) -> It
 
 def _unreadable(gguf: Path, error: Exception) -> UnsupportedModel:
     return UnsupportedModel(
-        f"Cannot read the model in {gguf}: {error}",
+        f"Cannot read the model in {gguf}: {brief(error)}",
         hint="Use the model's folder with safetensors files instead of the GGUF file.",
     )
 

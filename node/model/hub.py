@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from node.core.errors import WeightsMissing
+from node.core.text import brief
 from node.model.weights import named_files, weight_files
 from node.trust.manifest import SMALL_FILES
 
@@ -97,4 +98,6 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
             hint="Check the network (and HF_HUB_OFFLINE), or give a local folder or a .gguf file as `base_model`.",
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError, json.JSONDecodeError) as error:
-        raise WeightsMissing(f"Cannot download {where}: {error}", hint="Check the name and the network.") from error
+        raise WeightsMissing(
+            f"Cannot download {where}: {brief(error)}", hint="Check the name and the network."
+        ) from error

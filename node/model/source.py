@@ -18,6 +18,7 @@ from filelock import FileLock
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from node.core.errors import OutOfDisk, UnsupportedModel, WeightsMissing
+from node.core.text import brief
 from node.model.facts import is_hex, manifest_of, remembered
 from node.model.families import read_config
 from node.model.gguf_folder import convert_gguf, is_intact, leftovers, remove_leftovers
@@ -136,7 +137,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError, KeyError) as error:
         raise WeightsMissing(
-            f"Cannot load the tokenizer of {folder}: {error}",
+            f"Cannot load the tokenizer of {folder}: {brief(error)}",
             hint="The folder must hold tokenizer.json and tokenizer_config.json of the model.",
         ) from error
     return tokenizer

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from node.core.errors import WeightsMissing
+from node.core.text import brief
 
 MAX_HEADER_BYTES = 100 << 20
 """The limit that the safetensors format itself sets on a file's header."""
@@ -67,8 +68,8 @@ def named_files(folder: Path) -> dict[str, Path]:
         try:
             names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             files = {str(name): folder / Path(str(file)).name for name, file in names.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WeightsMissing(f"Cannot read {index}: {error!r}.", hint=_AGAIN) from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise WeightsMissing(f"Cannot read {index}: {brief(repr(error))}.", hint=_AGAIN) from error
         return files
     single = folder / "model.safetensors"
     if single.is_file():
@@ -108,8 +109,8 @@ def read_header(path: Path) -> list[TensorEntry]:
             if (kind := made.float_type) is not None and math.prod(made.shape) * kind.itemsize != stop - start:
                 raise ValueError(f"tensor {name} is {made.dtype} {list(made.shape)} in {stop - start} bytes")
             entries.append(made)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsMissing(f"{path} is cut short or no safetensors file: {error}.", hint=_AGAIN) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise WeightsMissing(f"{path} is cut short or no safetensors file: {brief(error)}.", hint=_AGAIN) from error
     return sorted(entries, key=lambda entry: entry.name)
 
 
@@ -187,7 +188,7 @@ class WeightReader:
             try:
                 self._file, self._open_path = FileIO(path), path
             except OSError as error:
-                raise WeightsMissing(f"Cannot read {name} from {path}: {error}.", hint=_AGAIN) from error
+                raise WeightsMissing(f"Cannot read {name} from {path}: {brief(error)}.", hint=_AGAIN) from error
         if name not in self._entries:
             raise WeightsMissing(f"{path} lacks {name}, which the index names.", hint=_AGAIN)
         return self._file

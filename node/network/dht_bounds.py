@@ -26,6 +26,7 @@ MAX_VALUE_BYTES = 2 << 20
 _MAX_KEYS = 2
 """That a call may ask for: nodes ask for one, and two such dictionaries fit into a message."""
 _ID_BYTES = 20
+_RESULT_TYPES = (dht_pb2.NOT_FOUND, dht_pb2.FOUND_REGULAR, dht_pb2.FOUND_DICTIONARY)
 _DICTIONARY = 0x50
 """hivemind's code for a dictionary of subkeys."""
 
@@ -106,7 +107,15 @@ class RequestBounds(AuthorizerBase):  # type: ignore[misc]
         """Leave an answer as it is."""
 
     async def validate_response(self, response: Any, request: Any) -> bool:  # noqa: ARG002
-        """Take an answer; what is in it is checked where it is read."""
+        """Return True if an answer has the form of one; the values in it are checked where they are read.
+
+        Raises:
+            Malformed: it has not; the search goes on without it.
+        """
+        results = response.results if isinstance(response, dht_pb2.FindResponse) else ()
+        ids = [response.peer.node_id, *(id for result in results for id in result.nearest_node_ids)]
+        if any(len(id) > _ID_BYTES for id in ids) or any(result.type not in _RESULT_TYPES for result in results):
+            raise Malformed("an answer with an id or a kind of value that is none")
         return True
 
 

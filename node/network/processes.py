@@ -26,6 +26,7 @@ from hivemind.utils.multiaddr import Multiaddr
 from node.core.children import dying_with_parent
 from node.core.errors import ConfigError, NoPeerReachable, SwarmError
 from node.core.sockets import SocketFolder
+from node.core.text import brief
 from node.core.types import PeerId
 from node.network.addresses import is_reachable_from_outside, refuse_taken_port, split_peer_id
 from node.network.quotas import Told, log_line
@@ -92,7 +93,7 @@ class RunningP2P:
         except PEER_FAILED as error:
             raise NoPeerReachable(f"No peer answers at {address}: {_reason(error, timeout_s)}.") from error
         except ValueError as error:
-            raise ConfigError(f"{address} is not a multiaddr that can be dialled: {error}.") from error
+            raise ConfigError(f"{address} is not a multiaddr that can be dialled: {brief(error)}.") from error
         return peer_id
 
     async def _dial(self, target: PeerID, where: Multiaddr, timeout_s: float) -> None:

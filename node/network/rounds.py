@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from google.protobuf.message import DecodeError
 from hivemind.p2p import P2P, P2PContext, PeerID, ServicerBase
 from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError, P2PHandlerError
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
@@ -242,6 +243,8 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
             receipt = await self._stub(peer).rpc_word(wire, timeout=_SEND_S)
         except (*PEER_FAILED, P2PHandlerError) as error:
             raise await _lost(error) from error
+        except DecodeError as error:
+            raise PeerLost("it answered with something else than a receipt", is_to_blame=True) from error
         if not receipt.is_known:
             raise PeerLost("it does not train this")
 

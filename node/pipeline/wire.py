@@ -91,6 +91,6 @@ def hidden_from(data: bytes, dtype_name: str, lengths: Sequence[int], hidden_siz
         NodeError: the bytes are not those of documents with these lengths.
     """
     dtype = _DTYPES.get(dtype_name)
-    if dtype is None or not lengths or len(data) != sum(lengths) * hidden_size * dtype.itemsize:
+    if dtype is None or not lengths or min(lengths) < 1 or len(data) != sum(lengths) * hidden_size * dtype.itemsize:
         raise NodeError("The hidden states are not those of the documents' lengths.", hint="This is a bug.")
     return torch.frombuffer(bytearray(data), dtype=dtype).view(sum(lengths), hidden_size)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from node.core.errors import CheckpointError, NewerFormat
+from node.core.text import brief
 from node.core.versions import UPGRADE_HERE, format_number
 
 _PARTS = ("values", "exp_avg", "exp_avg_sq")
@@ -219,7 +220,9 @@ def _read_metadata(header: bytes) -> tuple[int, int, str]:
             raise ValueError("a counter is not a number")
         return int(version), int(tokens), digest
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"Adapter state refused: its header cannot be read ({error}).", hint=_HINT) from None
+        raise CheckpointError(
+            f"Adapter state refused: its header cannot be read ({brief(error)}).", hint=_HINT
+        ) from None
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from node.core.errors import ConfigError, OutOfDisk
 from node.core.files import room_text, write_whole
+from node.core.text import brief
 from node.core.types import PeerId
 
 _KEY_BITS = 2048
@@ -73,7 +74,7 @@ class Identity:
             loaded = serialization.load_der_private_key(_unwrap(data), password=None)
         except (ValueError, IndexError) as error:
             raise ConfigError(
-                f"{path} is not an identity of Potluck: {error}.",
+                f"{path} is not an identity of Potluck: {brief(error)}.",
                 hint="Restore it from a backup, or move it away to get a new peer id.",
             ) from error
         if not isinstance(loaded, rsa.RSAPrivateKey):

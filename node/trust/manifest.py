@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from node.core.errors import ProtocolViolation
+from node.core.text import brief
 from node.core.types import PeerId
 from node.trust.seal import ModelIdentity
 
@@ -125,7 +126,9 @@ def open_manifest(data: bytes, model: ModelIdentity, *, sender: PeerId) -> Manif
     try:
         manifest = Manifest.model_validate_json(data)
     except (ValidationError, RecursionError) as error:
-        raise ProtocolViolation(f"The founder's list of weights cannot be read: {error}.", peer_id=sender) from error
+        raise ProtocolViolation(
+            f"The founder's list of weights cannot be read: {brief(error)}.", peer_id=sender
+        ) from error
     if manifest.model_digest(model.config) != model.digest:
         raise ProtocolViolation("The founder's list of weights is not that of its base model.", peer_id=sender)
     return manifest

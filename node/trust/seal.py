@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from node.core.errors import ProtocolViolation, RunMismatch
+from node.core.text import brief
 from node.core.types import PeerId
 from node.core.versions import UPGRADE_HERE
 from node.trust.identity import Identity, SignedBytes, verify
@@ -81,7 +82,9 @@ def open_seal(signed: SignedBytes, *, sender: PeerId) -> SealedRun:
     try:
         seal = RunSeal.model_validate_json(signed.body)
     except (ValidationError, RecursionError) as error:
-        raise ProtocolViolation(f"The run that {sender} sent cannot be read: {error}.", peer_id=sender) from error
+        raise ProtocolViolation(
+            f"The run that {sender} sent cannot be read: {brief(error)}.", peer_id=sender
+        ) from error
     return SealedRun(seal=seal, founder=founder, signed=signed)
 
 
