@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import MaxDepthExceededError
 from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -20,6 +21,8 @@ from node.core.errors import ConfigError
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 12
 MAX_VALUES = 20_000
+_MAX_BRACKETS = 100
+_BRACKET = re.compile(r"[\[\]{}]")
 
 COMMAND_LINE = 0
 """The line of a key that `--set` gave."""
@@ -78,6 +81,7 @@ def read_yaml(path: Path) -> YamlTree:
 def parse_yaml(text: str, source: str) -> YamlTree:
     """Like `read_yaml`, from text; `source` is the name in messages."""
     tree = YamlTree(source, {})
+    _refuse_brackets(text, source)
     root = _compose(text, source)
     if root is None:
         return tree
@@ -94,10 +98,23 @@ def parse_scalar(text: str) -> object:
     return parse_yaml(f"value: {text}", "--set").values["value"]
 
 
+def _refuse_brackets(text: str, source: str) -> None:
+    """Refuse a hundred open brackets before they are scanned, which takes their square; in texts they count as well."""
+    open_brackets = 0
+    for found in _BRACKET.finditer(text):
+        open_brackets = max(0, open_brackets + (1 if found[0] in "[{" else -1))
+        if open_brackets > _MAX_BRACKETS:
+            raise ConfigError(f"{source}: nested deeper than {MAX_DEPTH} levels")
+
+
 def _compose(text: str, source: str) -> Node | None:
     try:
         with warnings.catch_warnings(category=ReusedAnchorWarning, action="ignore"):  # it would be printed as it is
-            node: Node | None = YAML(typ="safe", pure=True).compose(text)
+            reader = YAML(typ="safe", pure=True)
+            reader.max_depth = MAX_DEPTH + 2
+            node: Node | None = reader.compose(text)
+    except MaxDepthExceededError as error:
+        raise ConfigError(f"{source}: nested deeper than {MAX_DEPTH} levels") from error
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source

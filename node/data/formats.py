@@ -7,6 +7,7 @@ found by the row's columns unless it is named.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +17,8 @@ from node.config.sections import DatasetSpec, DatasetType
 MAX_CHARACTERS = 8 << 20
 """Upper bound on one turn: a longer one is a file in the wrong column."""
 MAX_TURNS = 1000
+_HALF = re.compile("[\ud800-\udfff]")
+"""What JSON may hold and no text: one half of a pair that stands for an emoji, cut in the middle; no tokenizer takes it."""
 
 _ROLES: Mapping[str, str] = {
     "system": "system",
@@ -178,6 +181,10 @@ def _checked(value: object, where: str) -> str:
         raise RowError(f"expected text in {where}, found {_kind(value)}")
     if not value.strip():
         raise RowError(f"expected text in {where}, found nothing but space")
+    if (half := next(_HALF.finditer(value), None)) is not None:
+        raise RowError(
+            f"expected text in {where}, found half a character (\\u{ord(half[0]):04x}) at {half.start() + 1}"
+        )
     if len(value) > MAX_CHARACTERS:
         raise RowError(f"expected at most {MAX_CHARACTERS} characters in {where}, found {len(value)}")
     return value

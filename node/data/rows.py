@@ -180,18 +180,22 @@ def _read_csv(file: Path) -> Rows:
         try:
             header = next(reader, [])
             if not header or len(set(header)) != len(header) or not all(header):
-                raise DataError(f"{file}:1: expected a line of column names, each once, found {header[:8]}")
+                raise DataError(f"{file}:1: expected a line of column names, each once, found {_names(header)}")
             line = reader.line_num + 1
             for cells in reader:
                 where, line = f"{file}:{line}", reader.line_num + 1
                 if not cells:
                     continue
                 if len(cells) != len(header):
-                    yield BadRow(where, f"expected {len(header)} cells ({', '.join(header[:8])}), found {len(cells)}")
+                    yield BadRow(where, f"expected {len(header)} cells ({_names(header)}), found {len(cells)}")
                 else:
                     yield Row(where, dict(zip(header, cells, strict=True)))
         except csv.Error as error:
             raise DataError(f"{file}:{line}: not valid CSV: {brief(error)}") from error
+
+
+def _names(header: list[str]) -> str:
+    return ", ".join(brief(name, 40) for name in header[:8]) or "none"
 
 
 def _read_parquet(file: Path) -> Rows:

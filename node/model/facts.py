@@ -44,7 +44,7 @@ def remembered(
     key = hashlib.sha256(json.dumps([kind, stats]).encode()).hexdigest()
     memo = cache / "digests" / key
     try:
-        if memo.stat().st_size <= MAX_MANIFEST_BYTES and is_valid(known := unsealed(memo.read_bytes()).decode("ascii")):
+        if memo.stat().st_size <= MAX_MANIFEST_BYTES and is_valid(known := unsealed(memo.read_bytes()).decode()):
             return known
     except (OSError, ValueError):
         pass
@@ -53,7 +53,7 @@ def remembered(
     with contextlib.suppress(OSError):
         memo.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / "digests.lock"):  # nodes of one machine share the memo
-            write_whole(memo, sealed(value.encode("ascii")))
+            write_whole(memo, sealed(value.encode()))
     return value
 
 

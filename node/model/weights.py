@@ -108,6 +108,7 @@ def read_header(path: Path) -> list[TensorEntry]:
             made = TensorEntry(name, str(entry["dtype"]), tuple(map(int, entry["shape"])), start, stop)
             if (kind := made.float_type) is not None and math.prod(made.shape) * kind.itemsize != stop - start:
                 raise ValueError(f"tensor {name} is {made.dtype} {list(made.shape)} in {stop - start} bytes")
+            f"{name}{made.dtype}".encode()  # JSON may hold half a character, which no digest takes
             entries.append(made)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise WeightsMissing(f"{path} is cut short or no safetensors file: {brief(error)}.", hint=_AGAIN) from error

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import base58
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
@@ -72,7 +72,7 @@ class Identity:
         data = path.read_bytes()[: _MAX_KEY_FILE_BYTES + 1]
         try:
             loaded = serialization.load_der_private_key(_unwrap(data), password=None)
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, UnsupportedAlgorithm) as error:
             raise ConfigError(
                 f"{path} is not an identity of Potluck: {brief(error)}.",
                 hint="Restore it from a backup, or move it away to get a new peer id.",
@@ -96,7 +96,7 @@ def verify(context: str, signed: SignedBytes) -> PeerId | None:
         if not isinstance(key, rsa.RSAPublicKey):
             return None
         key.verify(signed.signature, _message(context, signed.body), _PADDING, hashes.SHA256())
-    except (ValueError, InvalidSignature):
+    except (ValueError, InvalidSignature, UnsupportedAlgorithm):
         return None
     return peer_id_of(signed.public_key)
 

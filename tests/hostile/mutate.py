@@ -48,6 +48,7 @@ TEXTS = (
     "r.1",
     "ab" * 32,
 )
+TREE_TEXTS = (*TEXTS, "\udc80", "\ud83d", "Infinity", "\u2028", "'", '"')
 _VARINT_4_GIB = b"\x80\x80\x80\x80\x10"
 
 
@@ -107,7 +108,7 @@ def wrong_types(data: bytes, rng: Random) -> bytes:
     if rng.random() < 0.5 or not data:
         for _ in range(rng.choice((3, 90, 110, 300))):
             tag = (rng.randrange(1, 16) << 3 | 2).to_bytes(1, "little")
-            data = tag + _varint(len(data)) + data
+            data = tag + varint(len(data)) + data
         return data[: 1 << 16]
     mutated = bytearray(data)
     mutated[0] = mutated[0] & 0xF8 | rng.randrange(8)
@@ -132,7 +133,7 @@ def damage_tree(tree: object, rng: Random) -> object:
             case 0 if isinstance(parent, dict):
                 del parent[key]
             case 1 if isinstance(parent, dict):
-                parent[rng.choice(TEXTS) or "x"] = parent[key]
+                parent[rng.choice(TREE_TEXTS) or "x"] = parent[key]
             case 2 if isinstance(parent, list):
                 parent.extend([parent[key]] * rng.choice((1, 3, 1200)))
             case _:
@@ -147,7 +148,7 @@ def _junk(rng: Random) -> object:
         case 1:
             return rng.choice(FLOATS)
         case 2 | 3:
-            return rng.choice(TEXTS)
+            return rng.choice(TREE_TEXTS)
         case 4:
             return rng.choice((None, True, False, [], {}))
         case 5:
@@ -156,9 +157,9 @@ def _junk(rng: Random) -> object:
                 nested = [nested] if rng.random() < 0.5 else {"a": nested}
             return nested
         case 6:
-            return [rng.choice(TEXTS)] * rng.choice((1, 50, 1100))
+            return [rng.choice(TREE_TEXTS)] * rng.choice((1, 50, 1100))
         case _:
-            return {rng.choice(TEXTS) or "k": rng.choice(NUMBERS) for _ in range(rng.choice((1, 4)))}
+            return {rng.choice(TREE_TEXTS) or "k": rng.choice(NUMBERS) for _ in range(rng.choice((1, 4)))}
 
 
 def _deeper(message: Message, rng: Random) -> Message:
@@ -208,7 +209,8 @@ def _value(field: Field, rng: Random) -> object:
             return rng.choice([number for number in NUMBERS if abs(number) < 1 << bits])
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """Return a number as protobuf writes it."""
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)

@@ -27,7 +27,7 @@ FILES = {
     "safetensors": 10_000,
     "gguf": 10_000,
 }
-FILES |= {"peft": 5000, "seal": 5000, "manifest": 5000, "index": 3000, "config": 3000, "address": 5000, "identity": 100}
+FILES |= {"peft": 3000, "seal": 3000, "manifest": 3000, "index": 3000, "config": 3000, "address": 5000, "identity": 100}
 FILES |= {f"rows-{kind}": 10_000 // len(KINDS) + 1 for kind in KINDS}
 FILES |= dict.fromkeys(("checkpoint-manifest", "checkpoint-bookmark", "settings", "home-local", "home-peers"), 2000)
 FILES |= dict.fromkeys(("home-seal", "home-control", "home-current", "home-port"), 2000)
