@@ -18,7 +18,7 @@ MAX_CHARACTERS = 8 << 20
 """Upper bound on one turn: a longer one is a file in the wrong column."""
 MAX_TURNS = 1000
 _HALF = re.compile("[\ud800-\udfff]")
-"""What JSON may hold and no text: one half of a pair that stands for an emoji, cut in the middle; no tokenizer takes it."""
+"""What JSON may hold and no text: half of a pair that stands for an emoji. No tokenizer takes it."""
 
 _ROLES: Mapping[str, str] = {
     "system": "system",

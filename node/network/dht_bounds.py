@@ -13,11 +13,14 @@ from typing import Any
 import msgpack
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DictionaryDHTValue
+from hivemind.p2p import P2P, P2PContext
 from hivemind.proto import dht_pb2
 from hivemind.utils import MSGPackSerializer
 from hivemind.utils.auth import AuthorizerBase
 
+from node.core.types import PeerId
 from node.network.malformed import Malformed
+from node.network.quotas import Bounded, Gate, Quota
 
 MAX_RECORDS = 256
 """Peers of one run that are kept here."""
@@ -82,6 +85,11 @@ def _dictionary(data: bytes) -> DictionaryDHTValue:
     return made
 
 
+_MAX_CALL_BYTES = MAX_VALUE_BYTES + 4096
+DHT_QUOTA = Quota(requests_per_s=50, burst=300)
+"""Calls of one peer; an honest one makes a few a second."""
+
+
 class RequestBounds(AuthorizerBase):  # type: ignore[misc]
     """Refuses calls of the DHT that ask for too much; hivemind asks its authorizer before it does anything."""
 
@@ -123,3 +131,21 @@ def dht_key(name: str) -> bytes:
     """Return the key under which the DHT keeps `name`."""
     key: bytes = DHTID.generate(source=name).to_bytes()
     return key
+
+
+class GatedP2P(P2P):  # type: ignore[misc]
+    """hivemind's handle on the daemon, which counts each peer's calls of the DHT and parses none that is too long."""
+
+    gate: Gate | None = None
+
+    async def add_protobuf_handler(self, name: str, handler: Any, input_protobuf_type: Any, **options: Any) -> None:
+        """Register a handler; one of the DHT's gets the quota."""
+        if name.startswith("DHTProtocol."):
+            input_protobuf_type, called = Bounded(input_protobuf_type, _MAX_CALL_BYTES), handler
+
+            async def handler(request: Any, context: P2PContext) -> Any:
+                if self.gate is not None:
+                    self.gate.request(PeerId(context.remote_id.to_base58()))
+                return await called(request, context)
+
+        await super().add_protobuf_handler(name, handler, input_protobuf_type, **options)

@@ -244,7 +244,9 @@ async def fetch_state(p2p: P2P, peer_id: PeerId, *, fingerprint: str, stage: int
     try:
         async with asyncio.timeout(_PART_S):
             _, reader, writer = await p2p.call_binary_stream_handler(PeerID.from_base58(peer_id), STATE)
-            write_message(writer, swarm_pb2.StateRequest(fingerprint=fingerprint, stage=stage, protocol=versions.PROTOCOL))
+            write_message(
+                writer, swarm_pb2.StateRequest(fingerprint=fingerprint, stage=stage, protocol=versions.PROTOCOL)
+            )
             write_end(writer)
             await writer.drain()
         while True:

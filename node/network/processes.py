@@ -29,7 +29,8 @@ from node.core.sockets import SocketFolder
 from node.core.text import brief
 from node.core.types import PeerId
 from node.network.addresses import is_reachable_from_outside, refuse_taken_port, split_peer_id
-from node.network.quotas import Told, log_line
+from node.network.dht_bounds import DHT_QUOTA, GatedP2P
+from node.network.quotas import Gate, Told, log_line
 
 _START_TIMEOUT_S = 15.0
 _REDIAL_S = 0.3
@@ -55,9 +56,14 @@ class RunningP2P:
         self.p2p = p2p
         self.told: Told = log_line
         """Told by the handlers who is over which quota."""
+        if isinstance(p2p, GatedP2P):
+            p2p.gate = Gate("dht", DHT_QUOTA, told=self._tell)
         self.peer_id = PeerId(p2p.peer_id.to_base58())
         self._child = child
         self._sockets = sockets
+
+    def _tell(self, text: str) -> None:
+        self.told(text)
 
     @property
     def is_alive(self) -> bool:
@@ -199,7 +205,7 @@ async def _start(
 
 
 async def _attach(control: str, runtime: Path, child: asyncio.subprocess.Process) -> P2P:
-    attached = type("P2PInOwnFolder", (P2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{runtime}/"})
+    attached = type("P2PInOwnFolder", (GatedP2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{runtime}/"})
     deadline = asyncio.get_running_loop().time() + _START_TIMEOUT_S
     while asyncio.get_running_loop().time() < deadline:
         if child.returncode is not None:

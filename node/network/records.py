@@ -243,7 +243,8 @@ class PeerRecordValidator(RecordValidatorBase):  # type: ignore[misc]
         opened = _open(value)
         if opened is None or opened.peer_id != subkey:
             return False
-        if not abs(record.expiration_time - opened.at_s - self._lifetime_s) <= _WRITING_S:
+        is_ours = versions.understands(opened.protocol)  # another one's records may live longer
+        if is_ours and not abs(record.expiration_time - opened.at_s - self._lifetime_s) <= _WRITING_S:
             return False
         return self._has_room(PeerId(opened.peer_id), record.expiration_time, now)
 

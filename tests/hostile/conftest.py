@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
 from hostile.audit import AUDIT
 from hostile.doors import Doors
 from hostile.files import Files

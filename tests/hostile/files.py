@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import os
 import struct
@@ -12,14 +10,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
+
 from hostile import seeds
 from hostile.mutate import TEXTS, damage, damage_message, damage_tree
 from hostile.streams import PEERS
 from hostile.target import Target, of_files
-
+from hostile.written import (
+    CONFIG,
+    RECIPE,
+    ROWS,
+    SHORT_RECIPE,
+    as_json,
+    as_yaml,
+    gguf_bytes,
+    rows_as,
+    safetensors_bytes,
+    sha256_of,
+)
 from node.config.load import load_recipe
 from node.config.local import load_local
 from node.config.recipe import Recipe
@@ -44,26 +52,6 @@ from node.trust import manifest, seal
 from node.trust.identity import Identity, SignedBytes
 from node.v1 import swarm_pb2
 
-SHORT_RECIPE = {"base_model": "a/b", "max_steps": 5, "potluck": {"averaging": {"mode": "gradient"}}}
-RECIPE = {
-    "base_model": "HuggingFaceTB/SmolLM2-135M",
-    "adapter": "qlora",
-    "lora_r": 8,
-    "lora_target_modules": ["q_proj", "v_proj"],
-    "sequence_len": 512,
-    "max_steps": 100,
-    "learning_rate": 2e-4,
-    "datasets": [{"path": "a.jsonl", "type": "alpaca", "message_property_mappings": {"role": "from"}}],
-    "potluck": {"name": "x", "stages": 4, "averaging": {"target_batch_tokens": 8192, "compression": "bf16"}},
-    "val_set_size": 0.05,
-}
-ROWS = [
-    {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]},
-    {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
-    {"prompt": "p", "completion": "c", "more": {"deep": [1, 2.5, None]}},
-    {"instruction": "i", "input": "", "output": "o"},
-    {"text": "some words"},
-]
 KINDS = ("jsonl", "json", "csv", "tsv", "parquet", "txt")
 LAYOUT = adapters.Layout.of([("a.lora_A.weight", (2, 4)), ("a.lora_B.weight", (4, 2))])
 
@@ -85,7 +73,7 @@ class Files:
     def __init__(self, folder: Path, tokenizer):
         self.folder = folder
         self.tokenizer = tokenizer
-        self.recipe = load_recipe(self._put("recipe.yaml", _yaml(RECIPE))).recipe
+        self.recipe = load_recipe(self._put("recipe.yaml", as_yaml(RECIPE))).recipe
         self.skipping = self._skipping("skip"), self._skipping("fail")
         self.world = seeds.World(folder)
         self.home = Home(folder / "home")
@@ -115,7 +103,7 @@ class Files:
     def targets(self) -> list[Target]:
         """Return the targets of all files."""
         return [
-            self._tree("recipe", "recipe.yaml", load_recipe, (RECIPE, SHORT_RECIPE, SHORT_RECIPE), _yaml),
+            self._tree("recipe", "recipe.yaml", load_recipe, (RECIPE, SHORT_RECIPE, SHORT_RECIPE), as_yaml),
             self._shared_recipe(),
             *(self._rows(kind) for kind in KINDS),
             self._record(),
@@ -126,7 +114,7 @@ class Files:
             self._peft(),
             *self._weights(),
             self._gguf(),
-            self._tree("config", "model-config/config.json", lambda path: _read_model(path.parent), CONFIG, _json),
+            self._tree("config", "model-config/config.json", lambda path: _read_model(path.parent), CONFIG, as_json),
             self._address(),
             *self._home_files(),
         ]
@@ -146,18 +134,18 @@ class Files:
         def read(path):
             Recipe.from_shared_json(path.read_bytes(), {"micro_batch_size": 2})
 
-        return self._tree("shared-recipe", "shared.json", read, shared, _json)
+        return self._tree("shared-recipe", "shared.json", read, shared, as_json)
 
     def _rows(self, kind):
         def structured(rng: Random) -> bytes:
             rows = [damage_tree(rng.choice(ROWS), rng) for _ in range(rng.choice((1, 2, 3)))]
-            return _rows_as(kind, [*rows, rng.choice(ROWS)])
+            return rows_as(kind, [*rows, rng.choice(ROWS)])
 
         def read(path):
             for recipe in self.skipping:
                 prepare(recipe, self.tokenizer, [path])
 
-        rows_seeds = [_rows_as(kind, [row]) for row in ROWS]
+        rows_seeds = [rows_as(kind, [row]) for row in ROWS]
         return of_files(f"rows-{kind}", self._of(f"rows.{kind}", read), rows_seeds, structured)
 
     def _record(self):
@@ -189,17 +177,17 @@ class Files:
             with _signed_by_anybody(seal, lambda _: PeerId(PEERS[0])):
                 seal.open_seal(SignedBytes(path.read_bytes(), b"k", b"s"), sender=PeerId(PEERS[0]))
 
-        return self._tree("seal", "seal-body.json", read, tree, _json)
+        return self._tree("seal", "seal-body.json", read, tree, as_json)
 
     def _manifest(self):
         found = self.world.store.manifest
 
         def read(path):
             data = path.read_bytes()
-            model = seal.ModelIdentity(digest=found.model_digest({}), config={}, manifest=_sha256(data))
+            model = seal.ModelIdentity(digest=found.model_digest({}), config={}, manifest=sha256_of(data))
             manifest.open_manifest(data, model, sender=PeerId(PEERS[0]))
 
-        return self._tree("manifest", "manifest.json", read, json.loads(found.to_bytes()), _json)
+        return self._tree("manifest", "manifest.json", read, json.loads(found.to_bytes()), as_json)
 
     def _checkpoints(self):
         state = torch.arange(LAYOUT.numel, dtype=torch.float32)
@@ -218,7 +206,7 @@ class Files:
                     path.write_bytes(whole)
 
             target = f"checkpoint-{path.stem}"
-            yield self._tree(target, str(path.relative_to(self.folder)), read, json.loads(whole), _json, [whole])
+            yield self._tree(target, str(path.relative_to(self.folder)), read, json.loads(whole), as_json, [whole])
 
     def _adapter(self):
         state = torch.arange(LAYOUT.numel, dtype=torch.float32)
@@ -231,7 +219,7 @@ class Files:
         folder = self.folder / "peft"
         folder.mkdir()
         header = {"__metadata__": {"producer": "potluck"}, "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
-        whole = _safetensors_bytes(header, bytes(8))
+        whole = safetensors_bytes(header, bytes(8))
         return self._safetensors("peft", "peft/adapter_model.safetensors", lambda path: _is_ours(path.parent), whole)
 
     def _safetensors(self, target, name, read, whole):
@@ -240,7 +228,7 @@ class Files:
         tree = json.loads(whole[8 : 8 + length])
 
         def structured(rng: Random) -> bytes:
-            made = _safetensors_bytes(damage_tree(tree, rng), whole[8 + length :])
+            made = safetensors_bytes(damage_tree(tree, rng), whole[8 + length :])
             if rng.random() < 0.15:
                 made = struct.pack("<Q", rng.choice((0, 1 << 32, 2**64 - 1, len(made)))) + made[8:]
             return made
@@ -260,10 +248,12 @@ class Files:
                     WeightReader(folder).read(entry.name, torch.float32)
             manifest_of(folder, cache=self.folder / "cache")
 
-        yield self._safetensors("safetensors", "weights/model.safetensors", read, _safetensors_bytes(header, bytes(16)))
+        yield self._safetensors("safetensors", "weights/model.safetensors", read, safetensors_bytes(header, bytes(16)))
         (self.folder / "indexed").mkdir()
         index = {"metadata": {"total_size": 8}, "weight_map": {"a": "model-1.safetensors", "b": "../../x"}}
-        yield self._tree("index", "indexed/model.safetensors.index.json", lambda p: named_files(p.parent), index, _json)
+        yield self._tree(
+            "index", "indexed/model.safetensors.index.json", lambda p: named_files(p.parent), index, as_json
+        )
 
     def _gguf(self):
         whole = gguf_bytes()
@@ -275,7 +265,7 @@ class Files:
                     for _ in zip(range(4), read_values(path, tensor, max_values=64)):  # noqa: B905
                         pass
             except (ValueError, NotImplementedError) as error:
-                assert str(error)
+                assert str(error)  # noqa: PT017
 
         def structured(rng: Random) -> bytes:
             return gguf_bytes(rng)
@@ -292,7 +282,7 @@ class Files:
                 split_peer_id(text)
             except NodeError as error:
                 refused_well(error)
-                assert error.hint
+                assert error.hint  # noqa: PT017
 
         def structured(rng: Random) -> bytes:
             parts = good.split("/")
@@ -317,13 +307,13 @@ class Files:
         for path, read in reads.items():
             tree = json.loads(path.read_bytes().split(b"\n#blake2b")[0])
             name = str(path.relative_to(self.folder))
-            yield self._tree(f"home-{path.stem}", name, read, tree, lambda t: sealed(_json(t)), [path.read_bytes()])
+            yield self._tree(f"home-{path.stem}", name, read, tree, lambda t: sealed(as_json(t)), [path.read_bytes()])
         yield self._tree(
             "home-control",
             "home/control.json",
             lambda p: running_pid(p.parent),
             {"pid": os.getpid(), "address": "unix:/x"},
-            _json,
+            as_json,
         )
         for name, read in (("current", lambda _: home.current_run()), ("port", lambda _: home.remembered_port())):
             whole = (home.path / name).read_bytes()
@@ -337,20 +327,6 @@ class Files:
         yield of_files("identity", self._of("other.key", Identity.load_or_create), [key], lambda rng: damage(key, rng))
         toml = b'device = "cpu"\nthreads = 2\nlisten = ["/ip4/0.0.0.0/tcp/0"]\nname = "x"\nmax_memory_gb = 1.5\n'
         yield of_files("settings", self._of("config.toml", load_local), [toml], lambda rng: damage(toml, rng))
-
-
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 128,
-    "vocab_size": 160,
-    "head_dim": 16,
-    "tie_word_embeddings": True,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
-}
 
 
 def _read_model(folder: Path) -> None:
@@ -368,105 +344,3 @@ def _signed_by_anybody(module, signer) -> Iterator[None]:
         yield
     finally:
         module.verify = real
-
-
-def gguf_bytes(rng: Random | None = None) -> bytes:
-    """Return a small GGUF file; with `rng` some of its counts, types and lengths are other numbers."""
-
-    def number(form: str, value: int) -> bytes:
-        if rng is not None and rng.random() < 0.04:
-            value = rng.choice(
-                (0, 1, 2, 7, 33, 255, 1 << 16, 1 << 31, (1 << 32) - 1, *((1 << 33, (1 << 64) - 1) * (form == "Q")))
-            )
-        return struct.pack(f"<{form}", value)
-
-    def text(value: bytes) -> bytes:
-        return number("Q", len(value)) + value
-
-    keys = [
-        text(b"general.architecture") + number("I", 8) + text(b"llama"),
-        text(b"general.alignment") + number("I", 4) + number("I", 32),
-        text(b"tokens") + number("I", 9) + number("I", 8) + number("Q", 2) + text(b"t0") + text(b"t1"),
-        text(b"scores") + number("I", 9) + number("I", 6) + number("Q", 3) + bytes(12),
-        text(b"flag") + number("I", 7) + b"\x01",
-    ]
-    tensors = [
-        text(b"token_embd.weight")
-        + number("I", 2)
-        + number("Q", 32)
-        + number("Q", 4)
-        + number("I", 0)
-        + number("Q", 0),
-        text(b"blk.0.attn_q.weight")
-        + number("I", 2)
-        + number("Q", 32)
-        + number("Q", 2)
-        + number("I", 8)
-        + number("Q", 512),
-    ]
-    head = b"GGUF" + number("I", 3) + number("Q", len(tensors)) + number("Q", len(keys)) + b"".join(keys + tensors)
-    return head + b"\x00" * (-len(head) % 32) + bytes(512 + 68)
-
-
-def _rows_as(kind: str, rows: list) -> bytes:
-    if kind == "jsonl":
-        return b"\n".join(_json(row) for row in rows)
-    if kind == "json":
-        return _json(rows)
-    if kind == "txt":
-        return "\n".join(map(str, rows)).encode(errors="surrogatepass")
-    if kind == "parquet":
-        return _parquet(rows)
-    out = io.StringIO()
-    columns = sorted({str(name) for row in rows if isinstance(row, dict) for name in row}) or ["text"]
-    writer = csv.writer(out, delimiter="\t" if kind == "tsv" else ",")
-    writer.writerow(columns)
-    for row in rows:
-        writer.writerow([str(row.get(name, "")) if isinstance(row, dict) else str(row) for name in columns])
-    return out.getvalue().encode(errors="surrogatepass")
-
-
-def _parquet(rows: list) -> bytes:
-    """Return the rows that a table can hold; others fall back to one column of text."""
-    out = io.BytesIO()
-    try:
-        table = pa.Table.from_pylist([row for row in rows if isinstance(row, dict)])
-        pq.write_table(table, out)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError, RecursionError, UnicodeError):
-        out = io.BytesIO()
-        pq.write_table(pa.table({"text": ["x"] * 3, "n": [1, None, 3]}), out)
-    return out.getvalue()
-
-
-def _safetensors_bytes(header: object, body: bytes) -> bytes:
-    text = _json(header)
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + body
-
-
-def _yaml(tree: object, indent: str = "") -> bytes:
-    """Return a tree as YAML in blocks, as people write it; what is no mapping or list of mappings stays in one line."""
-    if not isinstance(tree, dict) or not tree:
-        return _json(tree)
-    lines = []
-    for name, value in tree.items():
-        head = f"{indent}{json.dumps(name, ensure_ascii=False) if not name.isidentifier() else name}:".encode(
-            errors="replace"
-        )
-        if isinstance(value, dict) and value:
-            lines += [head, _yaml(value, indent + "  ")]
-        elif isinstance(value, str) and value.isalnum():
-            lines.append(head + b" " + value.encode())
-        else:
-            lines.append(head + b" " + _json(value))
-    return b"\n".join(lines)
-
-
-def _json(tree: object) -> bytes:
-    return json.dumps(tree).encode()
-
-
-def _sha256(data: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(data).hexdigest()

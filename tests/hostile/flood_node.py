@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import psutil
+
 from hostile import seeds
 from hostile.doors import Bulks, Owned
-
 from node.control.server import POINTER, ControlServer
 from node.core.events import EventBus
 from node.network.dht import DhtMembership
@@ -38,7 +38,7 @@ async def serve(home: Path) -> None:
     running = await start_p2p(home / "p2p", identity_path=world.identity.path, listen=["/ip4/127.0.0.1/tcp/0"])
     running.told = told.append
     line = running.p2p
-    await Door(world, running.told).open(line)
+    await Door(world, EventBus(), running.told).open(line)
     rounds = RoundTransport(line, fingerprint=seeds.RUN, told=running.told)
     await rounds.open(lambda sender, word: None, Bulks())
     stages = StageTransport(line, fingerprint=seeds.RUN, told=running.told)
@@ -59,7 +59,6 @@ async def serve(home: Path) -> None:
         records = sum(len(item.value) for _, item in storage.items() if hasattr(item.value, "data"))
         state = {**memory(running.pid), "told": list(told), "keys": len(storage), "records": records}
         print(json.dumps(state), flush=True)
-        told.clear()
     await control.close()
     await membership.close()
     await running.close()

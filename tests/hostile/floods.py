@@ -12,13 +12,14 @@ from pathlib import Path
 
 from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
-from hostile import seeds
-from hostile.doors import NODE, PART_VALUES, RESULT_VALUES, frame, marked
 
+from hostile import seeds
+from hostile.doors import LARGE, NODE, frame, marked
 from node.core.types import PeerId
 from node.network.door import STATE, say_hello
 from node.network.rounds import Parts, PeerLost, RoundTransport
 from node.network.stages import StageTransport
+from node.trust.identity import short
 
 SPACE = f"potluck/{seeds.RUN[:16]}"
 STREAMS = {
@@ -40,30 +41,53 @@ class Node:
 
     def __init__(self, process, hello):
         self.process = process
+        self.hello = hello
         self.address, self.peer, self.socket = hello["address"], PeerId(hello["peer"]), hello["socket"]
 
     @classmethod
     async def start(cls, home: Path):
         home.mkdir()
-        tests = NODE.parent / "tests"
-        environment = {"PYTHONPATH": f"{NODE.parent}:{tests}", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "hostile.flood_node",
-            str(home),
-            stdin=pipe,
-            stdout=pipe,
-            env=environment,
-            limit=1 << 22,
-        )
+        process = await _run("hostile.flood_node", str(home))
         return cls(process, json.loads(await asyncio.wait_for(process.stdout.readline(), 60)))
 
     async def look(self) -> dict:
-        """Return its memory, and what it was told since the last look."""
+        """Return its memory, and all that it was told of offenders."""
         self.process.stdin.write(b"\n")
         return json.loads(await asyncio.wait_for(self.process.stdout.readline(), 30))
+
+    async def close(self):
+        self.process.stdin.close()
+        await asyncio.wait_for(self.process.wait(), 20)
+
+
+async def _run(module: str, *arguments: str):
+    tests = NODE.parent / "tests"
+    environment = {"PYTHONPATH": f"{NODE.parent}:{tests}", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    pipe, command = asyncio.subprocess.PIPE, [sys.executable, "-m", module, *arguments]
+    return await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=environment, limit=1 << 22)
+
+
+class Elsewhere:
+    """An offender in a process of its own, which takes the processor only when nobody else wants it.
+
+    Else what is measured of honest calls on a machine with few cores is how much the offender computes.
+    """
+
+    def __init__(self, process, name):
+        self.process, self.name = process, name
+
+    @classmethod
+    async def start(cls, home: Path, node: Node):
+        home.mkdir()
+        process = await _run("hostile.offend", str(home), json.dumps(node.hello))
+        return cls(process, json.loads(await asyncio.wait_for(process.stdout.readline(), 60)))
+
+    async def flood(self, kind: str, many: int) -> float:
+        """Flood; return the longest time after which a stream was cut."""
+        self.process.stdin.write(json.dumps([kind, many]).encode() + b"\n")
+        line = await self.process.stdout.readline()
+        assert line, "the offender ended"
+        return json.loads(line)
 
     async def close(self):
         self.process.stdin.close()
@@ -79,13 +103,11 @@ class Honest:
         self.rounds = RoundTransport(p2p, fingerprint=seeds.RUN)
 
     async def once(self) -> float:
-        """Ping a stage, and exchange the parts of a round; return the seconds."""
+        """Ping a stage, and exchange a MiB each way as in a round; return the seconds."""
         began = time.perf_counter()
         assert await self.stages.ping(self.node.peer), "an honest ping is not answered"
-        parts = Parts((1,) * len(PART_VALUES), tuple(bytes(4 * count) for count in PART_VALUES))
-        sizes = [4 * count for count in RESULT_VALUES]
-        with contextlib.suppress(PeerLost) if False else contextlib.nullcontext():
-            await self.rounds.exchange(self.node.peer, "r.1", parts, result_bytes=sizes, timeout_s=20)
+        parts, sizes = Parts((1,), (bytes(4 * LARGE),)), (4 * LARGE,)
+        await self.rounds.exchange(self.node.peer, "r.large", parts, result_bytes=sizes, timeout_s=20)
         return time.perf_counter() - began
 
     async def median_s(self, count: int) -> float:
@@ -102,12 +124,13 @@ class Offender:
 
     def __init__(self, p2p, node: Node):
         self.p2p, self.node, self.target = p2p, node, PeerID.from_base58(node.peer)
+        self.name = short(p2p.peer_id.to_base58())
 
     async def _until_cut(self, door: str, send) -> float:
         """Open a stream, send, and wait until the other side has closed it; return how long after the opening."""
         try:
             _, reader, writer = await self.p2p.call_binary_stream_handler(self.target, STREAMS[door])
-        except Exception:  # refused already: the daemon's errors are many
+        except Exception:  # noqa: BLE001  (refused already: the daemon's errors are many)
             return 0.0
         began = time.monotonic()
         sending = asyncio.ensure_future(send(writer))
@@ -216,6 +239,23 @@ class Offender:
         for start in range(0, count, 200):
             await asyncio.gather(*(one(number) for number in range(start, min(count, start + 200), 2)))
         return 0.0
+
+
+async def _connected(address: str, count: int) -> float:
+    assert await connect(address, count) >= min(count, 500), "hardly a connection could be opened"
+    return 0.0
+
+
+KINDS = {
+    "declared length of 4 GiB": lambda node, offender, membership, many: offender.declare(8),
+    "silent streams": lambda node, offender, membership, many: offender.be_silent(many),
+    "a byte a second": lambda node, offender, membership, many: offender.trickle(3),
+    "words": lambda node, offender, membership, many: offender.say_words(many),
+    "subkeys": lambda node, offender, membership, many: offender.store(membership, many),
+    "control API": lambda node, offender, membership, many: call_control(node.socket),
+    "connections": lambda node, offender, membership, many: _connected(node.address, many),
+}
+"""What is done: each returns the longest time after which it was cut, 0 where each call is answered or refused."""
 
 
 async def connect(address: str, count: int) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import io
 import json
@@ -9,27 +11,26 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from google.protobuf.message import Message
 from hivemind.dht.validation import DHTRecord
 from hivemind.proto import dht_pb2
+from rich.console import Console
+
 from hostile import files, seeds
 from hostile.cost import Peak
 from hostile.mutate import varint
-from hostile.streams import CONTEXT, PEERS
-from rich.console import Console
-
-from node.cli import main as command_line
-from node.config import load, yaml_tree
-from node.core import text
+from hostile.streams import PEERS
+from node.config import yaml_tree
 from node.core.errors import NodeError
 from node.core.events import Fault
 from node.core.types import PeerId
+from node.core.versions import PROTOCOL
 from node.data import formats
 from node.model import weights
-from node.network import dht_bounds, quotas, records, rounds
+from node.network import dht_bounds, frames, messages, quotas, records, rounds
 from node.network.dht import RECORD_LIFETIME_S
 from node.network.malformed import Malformed
 from node.observe import log, progress, status
@@ -63,7 +64,7 @@ def nested_msgpack(folder: Path) -> None:
     assert ended.returncode == 0, f"the process ended with {ended.returncode}"
 
 
-SWITCH = {"msgpack": False}
+SWITCH = {"msgpack": False, "bytes": 1024}
 
 
 def million_of_messages(folder: Path) -> None:
@@ -73,10 +74,8 @@ def million_of_messages(folder: Path) -> None:
     kind = quotas.Bounded(round_pb2.RoundMessage, rounds.MAX_MESSAGE_BYTES)
     peak, message = Peak(), None
     peak.reset()
-    try:
+    with contextlib.suppress(Malformed):
         message = kind.FromString(data)
-    except Malformed:
-        pass
     assert message is None or peak.growth_bytes() < 64 << 20, f"{peak.growth_bytes() >> 20} MB"
 
 
@@ -116,7 +115,7 @@ def other_key(folder: Path) -> None:
 
 class _Named:
     def __init__(self, number: int) -> None:
-        self.peer_id, self.at_s = f"Qm{number}", time.time()
+        self.peer_id, self.at_s, self.protocol = f"Qm{number}", time.time(), PROTOCOL
 
 
 def too_many_records(folder: Path) -> None:
@@ -139,8 +138,6 @@ def too_many_records(folder: Path) -> None:
 
 def same_key_a_thousand_times(folder: Path) -> None:
     """Ask for one key as often as fits into a call, and get the dictionary as often."""
-    import asyncio
-
     request = dht_pb2.FindRequest(keys=[dht_bounds.dht_key(seeds.KEY)] * 10_000)
     try:
         asyncio.run(dht_bounds.RequestBounds().validate_request(request))
@@ -151,8 +148,6 @@ def same_key_a_thousand_times(folder: Path) -> None:
 
 def thousand_streams(folder: Path) -> None:
     """Open more streams than one peer may."""
-    import contextlib
-
     told: list[str] = []
     gate = quotas.Gate("stages", quotas.Quota(streams=256, streams_of_peer=64), told=told.append)
     with contextlib.ExitStack() as stack:
@@ -213,10 +208,8 @@ def half_a_character(folder: Path) -> None:
     """Have a row whose text was cut in the middle of an emoji."""
     path = folder / "rows.jsonl"
     path.write_text('{"text": "so nice \\ud83d"}\n')
-    try:
+    with contextlib.suppress(NodeError):
         files.Files(folder, files_tokenizer()).targets()[2].run(path.read_bytes())
-    except NodeError:
-        pass
 
 
 def files_tokenizer():
@@ -243,6 +236,50 @@ def message_of_many_lines(folder: Path) -> None:
         files.refused_well(error)
 
 
+def byte_by_byte(folder: Path) -> None:
+    """Begin a frame, and never go on; of a twentieth of the time that it may take."""
+    _slowly(lambda reader: frames.read_frame(reader, round_pb2.RoundPartHeader(), max_bytes=99), ("_FRAME_S",))
+
+
+def byte_by_byte_in_a_tensor(folder: Path) -> None:
+    """Begin with the bytes that were announced, and never go on; of a twentieth of the time."""
+    _slowly(lambda reader: frames.read_bulk(reader, 100_000), ("_TRICKLE_S",))
+
+
+def _slowly(read: Callable[[asyncio.StreamReader], Awaitable[object]], deadlines: tuple[str, ...]) -> None:
+    async def wait() -> None:
+        reader = asyncio.StreamReader()
+        reader.feed_data(b"\x00")
+        began = asyncio.get_running_loop().time()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(read(reader), 1.0)
+        assert asyncio.get_running_loop().time() - began < 0.9, "the stream was not cut"
+
+    was = {name: getattr(frames, name) for name in deadlines}
+    try:
+        for name, seconds in was.items():
+            setattr(frames, name, seconds / 20)
+        asyncio.run(wait())
+    finally:
+        for name, seconds in was.items():
+            setattr(frames, name, seconds)
+
+
+def four_gibibytes(folder: Path) -> None:
+    """Declare a message of 4 GiB in hivemind's form, and send a MiB of it."""
+
+    async def wait() -> None:
+        reader = asyncio.StreamReader()
+        reader.feed_data(b"\x00" + (1 << 32).to_bytes(8, "big") + bytes(1 << 20))
+        with contextlib.suppress(Malformed):
+            await asyncio.wait_for(messages.read_message(reader, round_pb2.RoundPing(), max_bytes=SWITCH["bytes"]), 0.2)
+
+    try:
+        asyncio.run(wait())
+    except TimeoutError:
+        raise AssertionError("the node waits for the rest") from None
+
+
 def brackets_without_end(folder: Path) -> None:
     """Nest a recipe as deep as Python goes."""
     source = "a: " + "[" * 900 + "]" * 900
@@ -251,8 +288,8 @@ def brackets_without_end(folder: Path) -> None:
         yaml_tree.parse_yaml(source, "recipe.yaml")
     except NodeError as error:
         took = time.process_time() - began
-        assert "nested" in error.message, error
-        assert "YAML()" not in error.message
+        assert "nested" in error.message, error  # noqa: PT017
+        assert "YAML()" not in error.message  # noqa: PT017
         assert took < 0.05, f"{took:.2f} s"
 
 
@@ -283,5 +320,8 @@ GUARDS = {
     "whole characters": Guard(half_a_character, (formats, "_HALF", __import__("re").compile("(?!)"))),
     "keys of a known kind": Guard(key_of_an_unknown_kind, (identity, "UnsupportedAlgorithm", KeyboardInterrupt)),
     "errors in a line": Guard(message_of_many_lines, (weights, "brief", _identity)),
+    "time of a frame": Guard(byte_by_byte, (frames, "_FRAME_S", math.inf)),
+    "a tensor in trickles": Guard(byte_by_byte_in_a_tensor, (frames, "_TRICKLE_S", math.inf)),
+    "length of a message": Guard(four_gibibytes, (SWITCH, "bytes", 1 << 40)),
     "depth of a recipe": Guard(brackets_without_end, (yaml_tree, "_MAX_BRACKETS", 10**6)),
 }

@@ -14,18 +14,19 @@ import torch
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.proto import dht_pb2
-from hostile.streams import PEERS
 from network.round_member import CountingStrategy
 from network.test_round_wire import WORDS as WORDS_OF_ROUND
 
+from hostile.streams import PEERS
 from node.averaging.round import Averager
 from node.averaging.strategy import AveragerSettings
 from node.core.types import Peer, PeerState, Progress, Shard
+from node.core.versions import PROTOCOL
 from node.model.facts import manifest_of
 from node.model.store import ModelStore
 from node.network.dht import RECORD_LIFETIME_S
 from node.network.dht_bounds import RecordSerializer
-from node.network.door import PROTOCOL, StageState
+from node.network.door import StageState
 from node.network.records import encode_peer
 from node.network.round_words import to_wire
 from node.network.rounds import Parts
@@ -46,7 +47,7 @@ KEY = f"potluck/{RUN}/peers"
 STATE = bytes(range(256)) * 8
 
 HELLO = swarm_pb2.Hello(protocol=PROTOCOL, fingerprint=RUN, clock_s=1.0)
-STATE_REQUEST = swarm_pb2.StateRequest(fingerprint=RUN, stage=0)
+STATE_REQUEST = swarm_pb2.StateRequest(fingerprint=RUN, stage=0, protocol=PROTOCOL)
 WORDS = [to_wire(word, fingerprint=RUN) for word in WORDS_OF_ROUND]
 RECEIPT = round_pb2.RoundReceipt(is_known=True)
 PARTS = Parts((1, 2), (bytes(8), bytes(12)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 from google.protobuf.message import Message
+
 from hostile.mutate import damage, damage_message, wrong_types
 
 _MAX_FILE_BYTES = 8 << 10

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
-from hostile.audit import AUDIT
-from hostile.test_volume import DOORS, FILES
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+
+from hostile.audit import AUDIT
+from hostile.test_volume import DOORS, FILES
 
 CASES = Path(__file__).parent / "cases"
 FOUND = sorted(path for path in CASES.glob("*/*") if path.is_file())

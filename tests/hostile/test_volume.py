@@ -3,13 +3,35 @@
 from random import Random
 
 import pytest
+
 from hostile.cost import MAX_BYTES, MAX_S, Peak, cpu_s
 from hostile.doors import doors_in_the_code
 from hostile.files import KINDS
 
-DOORS = """hello welcome state-request state-answer word receipt parts results stage-request stage-reply tensors
-weight-request weight-reply dht-ping dht-find dht-store dht-answer control-GetStatus control-SaveCheckpoint
-control-GatherAdapter control-RunStages control-Stop""".split()
+DOORS = [
+    "hello",
+    "welcome",
+    "state-request",
+    "state-answer",
+    "word",
+    "receipt",
+    "parts",
+    "results",
+    "stage-request",
+    "stage-reply",
+    "tensors",
+    "weight-request",
+    "weight-reply",
+    "dht-ping",
+    "dht-find",
+    "dht-store",
+    "dht-answer",
+    "control-GetStatus",
+    "control-SaveCheckpoint",
+    "control-GatherAdapter",
+    "control-RunStages",
+    "control-Stop",
+]
 FRAMES = 100_000
 FEWER = {
     "dht-answer": 0.3,

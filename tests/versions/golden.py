@@ -24,7 +24,7 @@ from node.core import versions
 from node.core.errors import PeerError
 from node.host.home import Home
 from node.network import activations
-from node.network.door import Door
+from node.network.door import HELLO, STATE
 from node.network.records import decode_peer, encode_peer
 from node.network.round_words import from_wire, to_wire
 from node.network.rounds import PeerLost, RoundTransport
@@ -248,7 +248,7 @@ def schema():
             found[enum.full_name] = {value.name: [value.number, "value"] for value in enum.values}
     rounds = RoundTransport(None, fingerprint=material.RUN)
     served = {
-        "door": [Door._get_handle_name("potluck", name) for name in ("rpc_hello", "rpc_state")],
+        "door": [HELLO, STATE],
         "rounds": [RoundTransport._get_handle_name(rounds._space, "rpc_word"), rounds._bulk_name],
         "stages": [StageTransport(None, fingerprint=material.RUN)._name],
     }

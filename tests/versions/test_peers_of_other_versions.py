@@ -12,7 +12,7 @@ from node.core.events import EventBus
 from node.core.types import PeerState
 from node.core.versions import Speaker, joining_refused, member_refused
 from node.network.dht import DhtMembership
-from node.network.door import Door, StageState, fetch_state, say_hello
+from node.network.door import HELLO, Door, StageState, fetch_state, say_hello
 from node.network.records import decode_peer, encode_peer, other_version
 from node.trust.seal import seal_run
 from node.v1 import swarm_pb2
@@ -135,10 +135,10 @@ async def test_a_joiner_of_another_protocol_gets_no_run_and_the_member_is_told_o
     told, events = [], EventBus()
     events.subscribe(told.append)
     await Door(Source(identity), events).open(host.p2p)
-    stub = Door.get_stub(guest.p2p, PeerID.from_base58(host.peer_id), namespace="potluck")
+    member, hello = PeerID.from_base58(host.peer_id), swarm_pb2.Hello(protocol=protocol, software="0.9")
 
     for _ in range(3):
-        welcome = await stub.rpc_hello(swarm_pb2.Hello(protocol=protocol, software="0.9"))
+        welcome = await guest.p2p.call_protobuf_handler(member, HELLO, hello, swarm_pb2.Welcome)
 
     assert welcome.protocol == versions.PROTOCOL
     assert welcome.software == versions.software()
