@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
-from node.core.errors import OutOfDisk, UnsupportedModel
+from node.core.errors import NodeError, OutOfDisk, UnsupportedModel
 from node.core.files import room_text, sealed, sync, unsealed
 from node.core.text import brief
 from node.model.families import check_supported
@@ -55,7 +55,9 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         processor = TENSOR_PROCESSORS.get(table.architecture, TensorProcessor)(config=config.to_dict())
         tensors = _by_name(model, table, get_gguf_hf_weights_map(model, processor))
-    except (ValueError, KeyError, NotImplementedError, OSError, RuntimeError) as error:
+    except NodeError:
+        raise
+    except Exception as error:  # whatever transformers stumbles over in a header that somebody damaged
         raise _unreadable(gguf, error) from error
     config.architectures = [type(model).__name__]
     config.dtype = torch.bfloat16
