@@ -6,9 +6,11 @@ import math
 import pytest
 from hivemind.dht.validation import DHTRecord
 from hivemind.utils import MSGPackSerializer
+from hivemind.utils.timed_storage import get_dht_time
 
 from node.core.types import NO_SHARD, Peer, PeerId, PeerState, Progress, Shard
 from node.network.addresses import MAX_ADDRESS_CHARS
+from node.network.dht_bounds import RecordSerializer, dht_key
 from node.network.records import MAX_RECORD_BYTES, MAX_STAGES, PeerRecordValidator, decode_peer, encode_peer
 from node.trust.identity import Identity
 from node.v1 import swarm_pb2
@@ -181,10 +183,15 @@ def test_a_record_of_as_many_stages_as_a_run_may_have_fits(identity):
     assert decode_peer(data, fingerprint=RUN, expires_at_s=0.0).progress.hashes == hashes
 
 
-def lets_in(value, subkey):
+LIFETIME_S = 30.0
+
+
+def lets_in(value, subkey, *, key="key", until_s=None):
     packed = (item if isinstance(item, Raw) else MSGPackSerializer.dumps(item) for item in (value, subkey))
     value, subkey = (bytes(item) for item in packed)
-    return PeerRecordValidator().validate(DHTRecord(b"key", subkey, value, 1e10))
+    until_s = until_s if until_s is not None else get_dht_time() + LIFETIME_S
+    validator = PeerRecordValidator("key", lifetime_s=LIFETIME_S)
+    return validator.validate(DHTRecord(dht_key(key), subkey, value, until_s))
 
 
 class Raw(bytes):
@@ -192,10 +199,15 @@ class Raw(bytes):
 
 
 def test_the_dht_lets_in_what_the_peer_of_the_subkey_has_signed_and_nothing_else(peer, identity):
-    good = encoded(peer, identity)
+    now = get_dht_time()
+    good = encode_peer(peer, fingerprint=RUN, at_s=now, identity=identity)
 
     assert lets_in(good, identity.peer_id)
-    assert lets_in(signed(peer, identity, name="x" * 65), identity.peer_id), "the second door has the other bounds"
+    long_name = signed(peer, identity, name="x" * 65, at_s=now)
+    assert lets_in(long_name, identity.peer_id), "the second door has the other bounds"
+    assert not lets_in(good, identity.peer_id, key="another")
+    assert not lets_in(good, identity.peer_id, until_s=now + 10 * LIFETIME_S), "nobody lets another's record live on"
+    assert not lets_in(good, identity.peer_id, until_s=now + LIFETIME_S / 2), "nor die early"
     assert not lets_in(good, PeerId("QmSomebodyElse"))
     assert not lets_in(good, None)
     assert not lets_in(b"garbage", identity.peer_id)
@@ -206,8 +218,8 @@ def test_the_dht_lets_in_what_the_peer_of_the_subkey_has_signed_and_nothing_else
 
 def test_the_dht_looks_at_no_record_that_is_too_long(peer, identity, monkeypatch):
     unpacked = []
-    real = MSGPackSerializer.loads
-    monkeypatch.setattr(MSGPackSerializer, "loads", lambda data: unpacked.append(len(data)) or real(data))
+    real = RecordSerializer.loads
+    monkeypatch.setattr(RecordSerializer, "loads", lambda data: unpacked.append(len(data)) or real(data))
 
     assert not lets_in(Raw(bytes(MAX_RECORD_BYTES + 17)), identity.peer_id)
     assert not lets_in(encoded(peer, identity), Raw(bytes(MAX_ADDRESS_CHARS + 1)))
