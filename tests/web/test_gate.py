@@ -4,7 +4,7 @@ import http.client
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from conftest import JOIN, Shown, run, served
+from pages import JOIN, Shown, run, served
 
 from coordinator.web.gate import is_own_host
 

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from conftest import AXE, JOIN, Shown, peer, run, served, until
+from pages import AXE, JOIN, Shown, peer, run, served, until
 
 pytestmark = pytest.mark.timeout(120)
 

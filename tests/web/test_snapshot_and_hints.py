@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from conftest import JOIN, peer, run
+from pages import JOIN, peer, run
 
 from coordinator.web.hints import is_rising, missing_stages
 from coordinator.web.snapshot import MAX_PEERS, MAX_POINTS, PeerView, RunView, Snapshot, thinned

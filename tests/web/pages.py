@@ -1,13 +1,9 @@
-"""A page over snapshots of the test's own, served as a node serves it, and a real browser to look at it."""
+"""A page over snapshots of the test's own, served as a node serves it."""
 
 import asyncio
-import os
-import shutil
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-
-import pytest
 
 from coordinator.web.app import make_app
 from coordinator.web.gate import new_token
@@ -15,15 +11,6 @@ from coordinator.web.hints import with_hints
 from coordinator.web.serve import open_socket, page_url, serving
 from coordinator.web.snapshot import Commands, PeerView, RoundView, RunView, Snapshot
 
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 JOIN = "potluck join /ip4/192.168.1.20/tcp/4040/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
 
 
@@ -130,46 +117,6 @@ def served(source):
     loop.call_soon_threadsafe(end.set)
     thread.join(10)
     loop.close()
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    """A real headless Chromium; skipped where there is none, unless it must be there."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        reason = "Chromium is not installed (`apt-get install chromium`)"
-        if os.environ.get("POTLUCK_NEEDS_BROWSER"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def look(chromium):
-    """Open an address in a fresh context; return the page, whose errors fail the test."""
-    contexts, errors = [], []
-
-    def open_page(url, *, width=1280, height=900, **options):
-        context = chromium.new_context(viewport={"width": width, "height": height}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.goto(url)
-        page.wait_for_selector("#line[data-state=live]")
-        page.wait_for_selector("#peers table")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not errors, errors
 
 
 def until(page, expression):
