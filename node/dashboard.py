@@ -32,6 +32,7 @@ _KEPT_POINTS = 2000
 _KEPT_LEFT = 32
 _SLOW_SHARE = 0.4
 _SLOW_STEPS = 2
+_MAX_FILE_NAME = 40
 
 StatusSource = Callable[[], control_pb2.GetStatusResponse]
 
@@ -134,8 +135,8 @@ def run_view(
     home = shlex.quote(status.home)
     return RunView(
         fingerprint=status.fingerprint,
-        name=status.run_name or status.base_model.rsplit("/", 1)[-1],
-        base_model=status.base_model,
+        name=status.run_name or shown_model(status.base_model),
+        base_model=shown_model(status.base_model),
         state=status.state,
         version=status.version,
         max_steps=status.max_steps,
@@ -188,6 +189,13 @@ def run_view(
             stop=f"potluck stop --home {home}",
             export=f"potluck export peft --home {home} --output adapter",
         ),
+    )
+
+
+def shown_model(base_model: str) -> str:
+    """Return a model's name; of a path on its founder's machine only the last part, which may be a long digest."""
+    return (
+        base_model.rstrip("/").rsplit("/", 1)[-1][:_MAX_FILE_NAME] if base_model.startswith(("/", ".")) else base_model
     )
 
 

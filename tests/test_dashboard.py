@@ -6,7 +6,7 @@ import pytest
 
 from node.core.errors import ConfigError
 from node.core.events import Evaluated, MicrobatchDone, Stepped
-from node.dashboard import LossCurves, NodeSource, appended, is_slow, parse_listen, run_view
+from node.dashboard import LossCurves, NodeSource, appended, is_slow, parse_listen, run_view, shown_model
 from node.v1 import control_pb2
 
 
@@ -60,6 +60,12 @@ def test_the_view_has_shares_and_commands_that_survive_a_shell():
     assert view.commands.join == "potluck join /ip4/1.2.3.4/tcp/1/p2p/Qm"
     assert view.loss is None
     assert view.seconds_left is None
+
+
+def test_of_a_path_to_the_model_only_its_name_is_shown():
+    assert shown_model("/home/anna/models/qwen.gguf") == "qwen.gguf"
+    assert shown_model("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
+    assert shown_model("./models/" + "b1" * 32) == "b1" * 20
 
 
 def test_a_peer_is_slow_far_below_the_usual_pace_or_steps_behind():

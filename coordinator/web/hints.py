@@ -13,8 +13,9 @@ def hints(run: RunView) -> tuple[Hint, ...]:
     """Return the advice for a run, the most pressing first."""
     if run.max_steps and run.version >= run.max_steps:
         return (_finished(run),)
-    found = [_missing(run), _rising(run), _dropped(run), _invite(run)]
-    return tuple(hint for hint in found if hint is not None)
+    urgent = [hint for hint in (_missing(run), _rising(run), _dropped(run)) if hint is not None]
+    invitation = _invite(run, is_well=not urgent)
+    return (*urgent, invitation) if invitation is not None else tuple(urgent)
 
 
 def with_hints(run: RunView) -> RunView:
@@ -89,7 +90,7 @@ def _dropped(run: RunView) -> Hint | None:
     )
 
 
-def _invite(run: RunView) -> Hint | None:
+def _invite(run: RunView, *, is_well: bool) -> Hint | None:
     if not run.commands.join:
         return None
     if sum(peer.mark != "left" for peer in run.peers) <= 1:
@@ -103,8 +104,8 @@ def _invite(run: RunView) -> Hint | None:
         )
     return Hint(
         kind="invite",
-        title="All is well",
-        text="Nothing needs you. One more machine joins with this line:",
+        title="All is well" if is_well else "Bring in another machine",
+        text="Nothing needs you. One more machine joins with this line:" if is_well else "It joins with this line:",
         command=run.commands.join,
         shows_code=True,
     )

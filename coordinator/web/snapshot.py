@@ -148,7 +148,7 @@ class RunView(_Frozen):
     loss: Loss = None
     held_out_loss: Loss = None
     held_out_loss_before: Loss = None
-    """Of the base model."""
+    """The first one that was measured."""
     training: Curve = ()
     held_out: Curve = ()
     num_stages: Annotated[int, BeforeValidator(lambda value: min(_count(value), MAX_STAGES))] = 1

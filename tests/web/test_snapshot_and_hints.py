@@ -77,6 +77,7 @@ def test_a_held_out_loss_that_stays_above_its_lowest_value_advises_to_stop():
 
     assert "step 20" in hint.text
     assert hint.command.startswith("potluck stop")
+    assert "All is well" not in [hint.title for hint in run(held_out=rising).hints]
 
 
 @pytest.mark.parametrize(

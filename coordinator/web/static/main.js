@@ -34,7 +34,7 @@ const drawFigures = whenChanged((run) => {
       `of ${format.count(run.target_tokens)} tokens`, run.target_tokens ? run.tokens_towards_next / run.target_tokens : 0),
     figure("tokens/s", format.count(run.tokens_per_s), here > 1 ? `${here} peers together` : "alone"),
     figure("training loss", format.loss(run.loss)),
-    figure("held-out loss", format.loss(run.held_out_loss), before == null ? null : `base model ${format.loss(before)}`),
+    figure("held-out loss", format.loss(run.held_out_loss), before == null ? null : `at first ${format.loss(before)}`),
     figure("time left", format.duration(run.seconds_left), "at this pace"));
 });
 

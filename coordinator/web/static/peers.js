@@ -6,6 +6,9 @@ import * as format from "/static/format.js";
 const isHere = (peer) => peer.mark !== "left";
 const holds = (peer, stage) => peer.first_stage <= stage && stage < peer.stop_stage;
 
+// This node first, those who left last; the others stay in the order of their ids, which never changes.
+const order = (a, b) => b.is_me - a.is_me || isHere(b) - isHere(a);
+
 // One cell spans the stages of a holder, so that a grid of hundreds of stages stays small.
 function stageCells(peer, run) {
   const stop = Math.min(peer.stop_stage, run.num_stages);
@@ -25,6 +28,7 @@ function stageCells(peer, run) {
 function peerRow(peer, run) {
   const badge = (text, kind) => element("span", { class: `badge ${kind}` }, text);
   const state = peer.mark === "left" ? badge("left", "left") : badge(peer.state, peer.state === "training" ? "good" : "");
+  const lends = !peer.drives && peer.mark !== "left" ? badge("lends", "") : null;
   const slow = peer.mark === "slow" ? badge("slow", "slow") : null;
   const share = element("span", { class: "share", title: `${format.count(peer.tokens_given)} tokens` },
     element("meter", { min: 0, max: 1, value: peer.share, "aria-label": "share of all tokens" }),
@@ -33,9 +37,9 @@ function peerRow(peer, run) {
   return element("tr", { class: peer.mark },
     element("th", { scope: "row" }, foreign(peer.name || "no name"),
       peer.is_me ? element("span", { class: "quiet" }, " this node") : element("span", { class: "quiet", title: peer.id }, ` …${peer.id.slice(-6)}`)),
-    element("td", {}, state, slow),
+    element("td", {}, state, lends, slow),
     ...stageCells(peer, run),
-    number(isHere(peer) ? format.count(peer.tokens_per_s) : "–"),
+    number(isHere(peer) && peer.drives ? format.count(peer.tokens_per_s) : "–"),
     element("td", { class: "number" }, share),
     number(format.loss(peer.loss)),
     number(format.count(peer.version)),
@@ -73,7 +77,7 @@ export const drawPeers = whenChanged((run) => {
     { title: "peer" }, { title: "state" }, { title: "stages" },
     { title: "tokens/s", kind: "number" }, { title: "share", kind: "number" }, { title: "loss", kind: "number" },
     { title: "step", kind: "number" }, { title: "heard", kind: "number" },
-  ], [...run.peers.map((peer) => peerRow(peer, run)), holderRow(run)], "peers");
+  ], [...run.peers.toSorted(order).map((peer) => peerRow(peer, run)), holderRow(run)], "peers");
   made.querySelectorAll("thead th")[2].replaceWith(stages);
   made.querySelector("caption").after(stageColumns(run.num_stages));
   byId("peers").replaceChildren(made);
