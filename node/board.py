@@ -10,6 +10,7 @@ from node.config.recipe import Recipe
 from node.core.events import AdapterSynced, Evaluated, Event, RoundFinished, Stepped
 from node.core.progress import totals
 from node.core.types import HASH_CHARS, Progress, RoundResult, RoundStatus, StagePlan, SwarmView
+from node.network.dht import RECORD_LIFETIME_S
 from node.v1 import control_pb2
 
 _SHOWN_ROUNDS = 20
@@ -143,6 +144,7 @@ class Board:
 def _add_peers(answer: control_pb2.GetStatusResponse, view: SwarmView, plan: StagePlan | None) -> None:
     if plan is not None:
         answer.num_stages, answer.num_layers = plan.num_stages, plan.num_layers
+    now = time.time()
     for peer in view.peers:
         entry = answer.peers.add(
             peer_id=peer.peer_id,
@@ -156,6 +158,7 @@ def _add_peers(answer: control_pb2.GetStatusResponse, view: SwarmView, plan: Sta
             drives=peer.drives,
             stage_tokens_per_s=peer.stage_tokens_per_s,
             capacity_stages=peer.capacity_stages,
+            heard_s_ago=0.0 if peer.peer_id == view.me else max(0.0, now + RECORD_LIFETIME_S - peer.expires_at_s),
         )
         if plan is not None and len(peer.shard) and peer.shard.stop_stage <= plan.num_stages:
             layers = peer.shard.layers(plan)

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from browser import chromium, look  # noqa: F401
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -41,7 +41,9 @@ LEVELS = {
     "node.staged": 9,
     "node.loaded": 10,
     "node.gathering": 11,
+    "coordinator.web": 0,
     "node.daemon": 12,
+    "node.dashboard": 12,
     "node.demo": 12,
     "node.cli": 13,
     "node.__main__": 14,
@@ -57,6 +59,8 @@ ONLY_IN = {
     "peft": ("node.model", "node.export"),
     "bitsandbytes": ("node.model",),
     "datasets": ("node.data",),
+    "starlette": (),
+    "uvicorn": (),
     "torch": (
         "node.model",
         "node.training",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -60,6 +61,14 @@ _OPTIONS = (
     click.option("--name", help="This node's name on the others' screens."),
     click.option("--fresh", is_flag=True, help="Begin the run anew; what there was is moved aside, not deleted."),
     click.option(
+        "--dashboard",
+        is_flag=False,
+        flag_value="127.0.0.1:4041",
+        metavar="[HOST:PORT]",
+        help="Serve a web page of the swarm: loss curves, peers, rounds. For this machine alone (port 4041) unless a "
+        "host is given; the address that is printed contains the key to it.",
+    ),
+    click.option(
         "--log",
         "log_format",
         type=click.Choice(["text", "json"]),
@@ -87,6 +96,7 @@ def run_node(
     base_model: str | None,
     fresh: bool,
     lend: bool,
+    dashboard: str | None,
     log_format: str,
     quiet: bool,
     resume_command: str,
@@ -102,6 +112,7 @@ def run_node(
         base_model: Where the base model is on this machine.
         fresh: Begin the run anew.
         lend: Hold stages for others, and train on no data.
+        dashboard: Where to serve the web page, or None.
         log_format: `text` or `json`.
         quiet: Print errors only.
         resume_command: What the person types to go on later.
@@ -129,7 +140,9 @@ def run_node(
             lend=lend,
             model_cache=model_cache(),
         )
-        asyncio.run(_live_and_end(place, settings, request, log_format, quiet=quiet, resume_command=resume_command))
+        asyncio.run(
+            _live_and_end(place, settings, request, log_format, dashboard, quiet=quiet, resume_command=resume_command)
+        )
     finally:
         place.release()
 
@@ -142,7 +155,16 @@ async def _live_and_end(place: Any, *arguments: Any, **options: Any) -> None:
     os._exit(code)
 
 
-async def _live(place: Any, settings: Any, request: Any, log_format: str, *, quiet: bool, resume_command: str) -> int:
+async def _live(
+    place: Any,
+    settings: Any,
+    request: Any,
+    log_format: str,
+    dashboard: str | None,
+    *,
+    quiet: bool,
+    resume_command: str,
+) -> int:
     from rich.console import Console
 
     from node.control.server import ControlServer
@@ -169,14 +191,15 @@ async def _live(place: Any, settings: Any, request: Any, log_format: str, *, qui
     control = ControlServer(place.path, daemon)
     await control.start()
     try:
-        if is_terminal() and not is_json and not quiet:
-            with LiveProgress(daemon.status, console) as panel:
-                events.subscribe(panel)
+        async with _page(dashboard, daemon.status, events, place.path, say):
+            if is_terminal() and not is_json and not quiet:
+                with LiveProgress(daemon.status, console) as panel:
+                    events.subscribe(panel)
+                    finished = await daemon.run()
+            else:
+                if not is_json and not quiet:
+                    events.subscribe(PlainProgress(daemon.status, say))
                 finished = await daemon.run()
-        else:
-            if not is_json and not quiet:
-                events.subscribe(PlainProgress(daemon.status, say))
-            finished = await daemon.run()
     finally:
         await control.close()
     version = daemon.status().version
@@ -187,6 +210,15 @@ async def _live(place: Any, settings: Any, request: Any, log_format: str, *, qui
         say(f"Stopped: step {version} is saved under {place.path}.")
         say(f"Go on later with:  {resume_command}")
     return 0
+
+
+def _page(listen: str | None, *arguments: Any) -> contextlib.AbstractAsyncContextManager[None]:
+    """Return the web page, for as long as it is entered, or nothing if none is asked for."""
+    if listen is None:
+        return contextlib.nullcontext()
+    from node.dashboard import dashboard
+
+    return dashboard(listen, *arguments)
 
 
 class _Introduction:

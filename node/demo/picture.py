@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from node.demo.process import NodeProcess
-from node.observe.progress import smoothed, sparkline
+from node.observe.panel import smoothed, sparkline
 from node.observe.status import human_bytes, human_seconds
 
 _BAR_WIDTH = 15

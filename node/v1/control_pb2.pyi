@@ -81,7 +81,7 @@ class Given(_message.Message):
     def __init__(self, tokens_seen: _Optional[int] = ..., tokens_committed: _Optional[int] = ..., rounds_committed: _Optional[int] = ..., rounds_dropped: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., hidden_bytes_sent: _Optional[int] = ..., hidden_bytes_received: _Optional[int] = ...) -> None: ...
 
 class PeerStatus(_message.Message):
-    __slots__ = ("peer_id", "name", "state", "is_me", "version", "adapter_hash", "tokens_per_s", "loss", "tokens_given", "addresses", "first_stage", "stop_stage", "first_layer", "stop_layer", "drives", "stage_tokens_per_s", "capacity_stages")
+    __slots__ = ("peer_id", "name", "state", "is_me", "version", "adapter_hash", "tokens_per_s", "loss", "tokens_given", "addresses", "first_stage", "stop_stage", "first_layer", "stop_layer", "drives", "stage_tokens_per_s", "capacity_stages", "heard_s_ago")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +99,7 @@ class PeerStatus(_message.Message):
     DRIVES_FIELD_NUMBER: _ClassVar[int]
     STAGE_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_STAGES_FIELD_NUMBER: _ClassVar[int]
+    HEARD_S_AGO_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     name: str
     state: str
@@ -116,7 +117,8 @@ class PeerStatus(_message.Message):
     drives: bool
     stage_tokens_per_s: float
     capacity_stages: int
-    def __init__(self, peer_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., is_me: _Optional[bool] = ..., version: _Optional[int] = ..., adapter_hash: _Optional[str] = ..., tokens_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., tokens_given: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., first_stage: _Optional[int] = ..., stop_stage: _Optional[int] = ..., first_layer: _Optional[int] = ..., stop_layer: _Optional[int] = ..., drives: _Optional[bool] = ..., stage_tokens_per_s: _Optional[float] = ..., capacity_stages: _Optional[int] = ...) -> None: ...
+    heard_s_ago: float
+    def __init__(self, peer_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., is_me: _Optional[bool] = ..., version: _Optional[int] = ..., adapter_hash: _Optional[str] = ..., tokens_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., tokens_given: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., first_stage: _Optional[int] = ..., stop_stage: _Optional[int] = ..., first_layer: _Optional[int] = ..., stop_layer: _Optional[int] = ..., drives: _Optional[bool] = ..., stage_tokens_per_s: _Optional[float] = ..., capacity_stages: _Optional[int] = ..., heard_s_ago: _Optional[float] = ...) -> None: ...
 
 class Round(_message.Message):
     __slots__ = ("version", "status", "members", "tokens", "seconds", "bytes_sent", "reason")
