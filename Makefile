@@ -33,8 +33,8 @@ demo-pipeline: env
 	$(BIN)/potluck demo --pipeline
 
 test: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not swarm and not e2e"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "swarm or e2e"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not e2e"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m e2e
 
 mutants: env
 	for group in store machine reduce guards; do PYTHONPATH=tests $(BIN)/python -m mutation $$group || exit 1; done

@@ -61,8 +61,10 @@ def is_alive(pid):
     return True
 
 
-def test_the_demo_of_three_stages_trains_and_compares(demo, tmp_path):
-    output = tmp_path / "demo"
+def test_the_demo_of_three_stages_trains_and_compares(is_soak, request, tmp_path):
+    if not is_soak:
+        pytest.skip("long form only: two minutes; how it starts and ends is below, what it shows in test_pipeline.py")
+    demo, output = request.getfixturevalue("demo"), tmp_path / "demo"
 
     code = demo.wait(580)
 
