@@ -42,6 +42,7 @@ LEVELS = {
     "node.loaded": 10,
     "node.gathering": 11,
     "coordinator.web": 0,
+    "coordinator.scrape": 0,
     "node.daemon": 12,
     "node.dashboard": 12,
     "node.demo": 12,
@@ -61,6 +62,7 @@ ONLY_IN = {
     "datasets": ("node.data",),
     "starlette": (),
     "uvicorn": (),
+    "prometheus_client": ("node.observe",),
     "torch": (
         "node.model",
         "node.training",

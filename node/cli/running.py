@@ -17,6 +17,7 @@ from node.cli.common import home_option, is_terminal
 
 F = TypeVar("F", bound=Callable[..., Any])
 _EXIT_INTERRUPTED = 130
+METRICS_LISTEN = "127.0.0.1:4042"
 
 _OPTIONS = (
     click.option(
@@ -67,6 +68,14 @@ _OPTIONS = (
         metavar="[HOST:PORT]",
         help="Serve a web page of the swarm: loss curves, peers, rounds. For this machine alone (port 4041) unless a "
         "host is given; the address that is printed contains the key to it.",
+    ),
+    click.option(
+        "--metrics",
+        is_flag=False,
+        flag_value=METRICS_LISTEN,
+        metavar="[HOST:PORT]",
+        help="Let Prometheus read this node's metrics. For this machine alone (port 4042) unless a host is given; "
+        "nothing is encrypted there.",
     ),
     click.option(
         "--log",
@@ -171,6 +180,7 @@ async def _live(
     from node.core.events import EventBus
     from node.core.text import printable_lines
     from node.daemon import Daemon
+    from node.observe.attached import attached
     from node.observe.log import file_sink, stdout_sink
     from node.observe.progress import LiveProgress, PlainProgress
 
@@ -191,7 +201,10 @@ async def _live(
     control = ControlServer(place.path, daemon)
     await control.start()
     try:
-        async with _page(dashboard, daemon.status, events, place.path, say):
+        async with (
+            attached(settings, daemon.status, events, say),
+            _page(dashboard, daemon.status, events, place.path, say),
+        ):
             if is_terminal() and not is_json and not quiet:
                 with LiveProgress(daemon.status, console) as panel:
                     events.subscribe(panel)

@@ -46,6 +46,8 @@ class LocalSettings(BaseModel):
     """Multiaddresses that others should dial; those listened on when empty."""
     name: Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[\w .-]+$")] = Field(default_factory=_host_name)
     """This node's name on the others' screens."""
+    metrics: Annotated[str, Field(max_length=300, pattern=r"^([\w.-]*:|\[[0-9A-Fa-f:.]+\]:)?\d{1,5}$")] | None = None
+    """Where Prometheus may read metrics, as `HOST:PORT`; nowhere when unset."""
 
     @field_validator("listen", "announce", mode="before")
     @classmethod
