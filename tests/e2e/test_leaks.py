@@ -1,10 +1,14 @@
 """What real nodes send in a cut run on marked rows, as text and as tokens: nothing of them."""
 
 import json
+import socket
+import urllib.request
 
 import pytest
 from leaks.marks import Leaks, marked_rows
 from transformers import AutoTokenizer
+
+from node.dashboard import URL_FILE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 ROWS = marked_rows(5, 60)
@@ -27,10 +31,10 @@ def rows(tmp_path):
 def run(random_model, recipe, rows, start, tmp_path):
     """Start an owner of marked rows and a lender of the second stage; return both, and what the owner sends."""
 
-    def run(*options, name="anna"):
+    def run(*options, name="anna", also=()):
         path = recipe(random_model(4), extra="  stages: 2\n")
         sent = tmp_path / "sent.bin"
-        arguments = ("start", path, "--data", rows, "--stages", "0", "--name", name)
+        arguments = ("start", path, "--data", rows, "--stages", "0", "--name", name, *also)
         owner = start(tmp_path / "a", *arguments, program=("leaks.recorder", sent, *options))
         lender = start(tmp_path / "b", "join", owner.address, "--lend", "--stages", "1")
         return owner, lender, sent
@@ -38,9 +42,20 @@ def run(random_model, recipe, rows, start, tmp_path):
     return run
 
 
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 def test_nothing_of_the_rows_leaves_the_machine(run, leaks):
-    owner, _, sent = run()
+    metrics = f"127.0.0.1:{free_port()}"
+    owner, _, sent = run(also=("--dashboard", "127.0.0.1:0", "--metrics", metrics))
     owner.wait_for(lambda n: len(n.shared_rounds()) >= 3, "three rounds")
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    page = (owner.home / URL_FILE).read_text().strip()
+    for url in (page, page.split("?")[0] + "snapshot", f"http://{metrics}/metrics"):
+        assert browser.open(url, timeout=30).status == 200, "what others may read is recorded, too"
     status = json.dumps(owner.status())
     assert owner.stop() == 0
 
@@ -48,6 +63,8 @@ def test_nothing_of_the_rows_leaves_the_machine(run, leaks):
     assert b"anna" in data, "the announcement was recorded"
     hidden_bytes = 3 * 192 * 64  # of the rounds, an eight-bit number each
     assert len(data) > hidden_bytes, "and the hidden states were"
+    assert b"potluck_training_loss" in data, "and the metrics"
+    assert b"held_out" in data, "and what the page shows"
     assert leaks.in_bytes(data) == []
     for log in (json.dumps(owner.events), "".join(owner.errors), status):
         assert leaks.in_bytes(log.encode()) == []
