@@ -37,6 +37,7 @@ _NO_STATE = {
     "observe": "the log; what is lost of it is told by nothing else, and nothing depends on it",
     "data/demo_data.py": "writes the demo's rows, made anew from a seed",
     "control/server.py": "a pointer and a socket of a running node, made anew at each start",
+    "dashboard.py": "the page's address, of a running node, made anew at each start",
     "core/sockets.py": "sockets of a running node, made anew at each start",
 }
 """Rooms and files that keep no state of a run, and why."""
