@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -20,27 +19,13 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, disable_created_metrics, make_wsgi_app
 
+from coordinator.listen import WrongAddress, parse_listen
+
 T = TypeVar("T")
 
 _MAX_CALLERS = 8
 _SILENCE_S = 5.0
 _ANSWER_S = 5.0
-
-
-class WrongAddress(ValueError):
-    """A text is not an address to listen on, or nobody can listen there."""
-
-
-def parse_listen(text: str) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT`, `:PORT` or `PORT`; without a host it is this machine alone.
-
-    Raises:
-        WrongAddress: it is none of these.
-    """
-    host, _, port = text.rpartition(":")
-    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) < 1 << 16):
-        raise WrongAddress(f"{text[:100]!r} is not HOST:PORT")
-    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def from_other_threads(function: Callable[[], T], loop: asyncio.AbstractEventLoop) -> Callable[[], T]:
@@ -77,14 +62,6 @@ async def metrics_endpoint(registry: CollectorRegistry, listen: str) -> AsyncIte
     finally:
         await asyncio.to_thread(server.shutdown)
         server.server_close()
-
-
-def is_local(host: str) -> bool:
-    """Whether only this machine can connect to `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import shlex
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from statistics import median
 
+from coordinator.listen import WrongAddress, is_address, is_local, parse_listen
 from coordinator.web.app import make_app
 from coordinator.web.gate import new_token
 from coordinator.web.hints import with_hints
@@ -206,22 +206,6 @@ def is_slow(peer: control_pb2.PeerStatus, usual: float, newest: int) -> bool:
     return 0 < peer.stage_tokens_per_s < _SLOW_SHARE * usual or peer.version + _SLOW_STEPS <= newest
 
 
-def parse_listen(text: str) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT`, `:PORT` or `PORT`; without a host it is this machine alone.
-
-    Raises:
-        ConfigError: it is none of these.
-    """
-    host, _, port = text.rpartition(":")
-    host = host.strip("[]") or "127.0.0.1"
-    if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
-        raise ConfigError(
-            f"--dashboard: {text!r} is not HOST:PORT.",
-            hint="Give it last or as --dashboard=127.0.0.1:4041; alone it takes that address.",
-        )
-    return host, int(port)
-
-
 @contextlib.asynccontextmanager
 async def dashboard(
     listen: str, status: StatusSource, events: EventBus, home: Path, say: Callable[[str], None]
@@ -231,7 +215,12 @@ async def dashboard(
     Raises:
         ConfigError: the address is none, or taken.
     """
-    host, port = parse_listen(listen)
+    try:
+        host, port = parse_listen(listen)
+    except WrongAddress as error:
+        raise ConfigError(
+            f"--dashboard: {error}.", hint="Give it last or as --dashboard=127.0.0.1:4041; alone it takes that address."
+        ) from error
     try:
         listener = open_socket(host, port, or_any=listen == DEFAULT_LISTEN)
     except OSError as error:
@@ -245,12 +234,12 @@ async def dashboard(
     source = NodeSource(status, curves)
     url = page_url(listener, token)
     file = home / URL_FILE
-    names = () if _is_address(host) else (host,)
+    names = () if is_address(host) else (host,)
     async with serving(make_app(source, token=token, names=names), listener):
         with contextlib.suppress(OSError):  # on a disk that refuses the page is still there, and its address was said
             write_whole(file, f"{url}\n".encode(), mode=0o600)
         say(f"Watch it in a browser:  {url}")
-        if not _is_local(host):
+        if not is_local(host):
             say("Others on the network may open it too with that token; the connection is not encrypted.")
         try:
             yield
@@ -258,18 +247,6 @@ async def dashboard(
             source.end()
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_local(host: str) -> bool:
-    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def _optional(message: control_pb2.GetStatusResponse | control_pb2.PeerStatus, field: str) -> float | None:

@@ -42,6 +42,7 @@ LEVELS = {
     "node.loaded": 10,
     "node.gathering": 11,
     "coordinator.web": 0,
+    "coordinator.listen": 0,
     "coordinator.scrape": 0,
     "node.daemon": 12,
     "node.dashboard": 12,

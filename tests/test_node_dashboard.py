@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from node.core.errors import ConfigError
-from node.core.events import Evaluated, MicrobatchDone, Stepped
-from node.dashboard import LossCurves, NodeSource, appended, is_slow, parse_listen, run_view, shown_model
+from node.core.events import Evaluated, EventBus, MicrobatchDone, Stepped
+from node.dashboard import LossCurves, NodeSource, appended, dashboard, is_slow, run_view, shown_model
 from node.v1 import control_pb2
 
 
@@ -125,22 +125,8 @@ async def test_the_last_state_is_shown_when_the_node_ends():
     assert rest[0].runs[0].hints[0].kind == "finished"
 
 
-@pytest.mark.parametrize(
-    ("text", "meant"),
-    [
-        ("127.0.0.1:4041", ("127.0.0.1", 4041)),
-        ("0.0.0.0:80", ("0.0.0.0", 80)),
-        ("[::1]:80", ("::1", 80)),
-        (":80", ("127.0.0.1", 80)),
-        ("80", ("127.0.0.1", 80)),
-        ("pc.lan:0", ("pc.lan", 0)),
-    ],
-)
-def test_an_address_to_listen_on_is_read(text, meant):
-    assert parse_listen(text) == meant
-
-
-@pytest.mark.parametrize("text", ["recipe.yaml", "127.0.0.1", "x:99999", "x:-1", ":", "", "a:²"])
-def test_an_address_that_is_none_is_refused_with_what_is_meant(text):
-    with pytest.raises(ConfigError, match="is not HOST:PORT"):
-        parse_listen(text)
+async def test_an_address_that_is_none_is_refused_with_what_to_give(tmp_path):
+    with pytest.raises(ConfigError, match=r"--dashboard: 'recipe\.yaml' is not HOST:PORT") as refused:
+        async with dashboard("recipe.yaml", control_pb2.GetStatusResponse, EventBus(), tmp_path, print):
+            pass
+    assert "--dashboard=127.0.0.1:4041" in refused.value.hint

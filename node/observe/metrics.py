@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
-from coordinator.scrape import WrongAddress, metrics_endpoint
+from coordinator.listen import WrongAddress
+from coordinator.scrape import metrics_endpoint
 from node.core.errors import ConfigError
 from node.core.events import (
     AdapterSynced,

@@ -7,8 +7,6 @@ import time
 import pytest
 from staged import checkpoint, tokens_brought
 
-from node.holding import MAX_IN_FLIGHT
-
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
@@ -44,10 +42,9 @@ def same_bits(*nodes):
 
 def nothing_counted_twice(driver):
     """What rounds took in is what was finished, each microbatch once, and no row was passed over."""
-    done = [event["id"] for event in driver.of("MicrobatchDone")]
-    under_way = set(range(max(done) + 1)) - set(done)  # as the driver stopped: later ones may be through before
-    assert len(under_way) < MAX_IN_FLIGHT
-    assert not under_way or min(under_way) > max(done) - 2 * MAX_IN_FLIGHT
+    done = {event["id"] for event in driver.of("MicrobatchDone")}
+    # later ones may be through while one is still under way, but all that a resume does not begin with again are done
+    assert done >= set(range(checkpoint(driver.home).cursor["next_id"]))
     rounds = [e["result"] for e in driver.of("RoundFinished") if e["result"]["status"] == "committed"]
     assert tokens_brought(driver) == sum(result["tokens"] for result in rounds)
 

@@ -18,7 +18,7 @@ from observe.figures import ALL_EVENTS, Node
 from prometheus_client.parser import text_string_to_metric_families
 
 from coordinator import scrape
-from coordinator.scrape import WrongAddress, from_other_threads, metrics_endpoint, parse_listen
+from coordinator.scrape import from_other_threads, metrics_endpoint
 from node.core.errors import ConfigError
 from node.core.lifecycle import State
 from node.core.types import PeerState
@@ -210,28 +210,6 @@ async def test_after_the_end_nobody_listens():
 
     with pytest.raises(ConnectionRefusedError):
         http.client.HTTPConnection(urlsplit(url).netloc, timeout=5).connect()
-
-
-@pytest.mark.parametrize(
-    ("text", "parsed"),
-    [
-        ("4042", ("127.0.0.1", 4042)),
-        (":4042", ("127.0.0.1", 4042)),
-        ("0.0.0.0:1", ("0.0.0.0", 1)),
-        ("[::1]:80", ("::1", 80)),
-        ("localhost:0", ("localhost", 0)),
-    ],
-)
-def test_an_address_without_a_host_is_this_machine(text, parsed):
-    assert parse_listen(text) == parsed
-
-
-@pytest.mark.parametrize(
-    "text", ["", "host", "host:", "1.2.3.4:65536", "1.2.3.4:-1", "1.2.3.4:٣", "/ip4/1.2.3.4/tcp/5"]
-)
-def test_what_is_no_address_is_refused(text):
-    with pytest.raises(WrongAddress, match="is not HOST:PORT"):
-        parse_listen(text)
 
 
 def test_the_docs_list_every_metric_and_no_other(page):
