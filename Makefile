@@ -49,8 +49,8 @@ types: env
 	$(BIN)/mypy
 
 proto: env
-	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. proto/node/v1/*.proto
-	$(BIN)/python -m grpc_tools.protoc -Iproto --grpc_python_out=. proto/node/v1/control.proto
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. proto/node/v1/*.proto proto/coordinator/v1/*.proto
+	$(BIN)/python -m grpc_tools.protoc -Iproto --grpc_python_out=. proto/node/v1/control.proto proto/coordinator/v1/coordinator.proto
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
