@@ -53,6 +53,11 @@ class Board:
                 self._first_held_out = loss if self._first_held_out is None else self._first_held_out
                 self._held_out = loss
 
+    @property
+    def held_out_loss(self) -> float | None:
+        """The latest score of the held-out split, in nats per token."""
+        return self._held_out
+
     def counters(self) -> dict[str, int]:
         """Return what a checkpoint keeps of it."""
         return {

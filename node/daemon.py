@@ -13,27 +13,26 @@ from collections.abc import Awaitable, Callable
 
 from node.assembly import Cutting, load_spec, load_trainer
 from node.board import Board
+from node.choosing import choose
 from node.config.local import LocalSettings
+from node.coordination import Coordination, coordinator_address
 from node.core.errors import NodeError, PeerBusy
 from node.core.events import EventBus, Fault, Holding, Listening, StateChanged
 from node.core.lifecycle import LIVE, Signal, State, next_state
-from node.core.routing import layers_text
+from node.core.orders import Orders
 from node.core.types import NO_SHARD, Peer, PeerState, Shard, SwarmView
 from node.enlist import Enlisted, Request, found, join
 from node.gathering import Gathered, gather
-from node.holding import Room, pick_shard
-from node.host.devices import describe, pick_device
+from node.host.devices import pick_device
 from node.host.home import Home
-from node.host.shapes import ModelShape
 from node.listening import listen_addresses, remember_port
 from node.loaded import Host, Loaded
-from node.model.families import read_config
 from node.network.dht import RECORD_LIFETIME_S, DhtMembership
 from node.network.door import Door, StageState
+from node.network.membership import Membership
 from node.network.processes import RunningP2P, start_p2p
 from node.swarm import Heartbeat
 from node.syncing import Sync
-from node.training.checkpoint import CheckpointStore
 from node.training.engine import Engine
 from node.trust.identity import Identity
 from node.trust.seal import SealedRun
@@ -70,6 +69,8 @@ class Daemon:
         self._running: RunningP2P | None = None
         self._enlisted: Enlisted | None = None
         self._heartbeat: Heartbeat | None = None
+        self._orders = Orders()
+        self._coordination: Coordination | None = None
         self._loaded: Loaded | None = None
         self._sync: Sync | None = None
         self._cutting: Cutting | None = None
@@ -157,12 +158,13 @@ class Daemon:
         if self._request.address is None:
             self._enlisted = await found(self._request, self._home, self._identity, self._say)
         else:
-            self._enlisted = await join(self._request, self._home, self._running, self._say)
+            self._enlisted = await join(self._request, self._home, self._identity, self._running, self._say)
         door = Door(self, self._events, self._running.told)
         await door.open(self._running.p2p)
         await self._cleanup.enter_async_context(serving_weights(self._enlisted.base, self._running))
-        membership = DhtMembership(self._running, self._identity, self._enlisted.fingerprint)
-        await membership.start()
+        dht = DhtMembership(self._running, self._identity, self._enlisted.fingerprint)
+        await dht.start()
+        membership = self._helped(dht, self._enlisted)
         self._cleanup.push_async_callback(membership.close)
         self._cleanup.push_async_callback(self._leave, membership)
         self._heartbeat = Heartbeat(
@@ -178,6 +180,15 @@ class Daemon:
         self._background.append(asyncio.create_task(self._heartbeat.run(), name="heartbeat"))
         return Signal.ASSIGNED
 
+    def _helped(self, dht: DhtMembership, run: Enlisted) -> Membership:
+        """Return the membership with the help of a coordinator, if there is to be one."""
+        address = coordinator_address(self._settings.coordinator, run.folder, self._events)
+        if address is None:
+            return dht
+        around = (self._identity, run, self._board, self._events, self._orders)
+        self._coordination = Coordination(address, *around, nudge=self._nudge.set, stop=self.request_stop)
+        return self._coordination.helped(dht)
+
     async def _load(self) -> Signal:
         """Choose the stages to hold; load them, the adapters and the latest checkpoint."""
         assert self._enlisted is not None
@@ -186,7 +197,10 @@ class Daemon:
         device = pick_device(self._settings.device)
         moves_to = await self._unload()
         view = await self._heartbeat.beat()
-        room, cutting = await asyncio.to_thread(self._choose, device, view, moves_to)
+        hint = self._coordination.suggested if self._coordination else NO_SHARD
+        room, cutting = await asyncio.to_thread(choose, self._enlisted, device, self._settings, view, moves_to, hint)
+        held = cutting.held
+        self._events.emit(Holding(held.first_stage, held.stop_stage, room.plan.num_stages, room.layers_text(held)))
         self._capacity = room.num_stages
         self._cutting = cutting
         enlisted, heartbeat, spec = self._enlisted, self._heartbeat, load_spec(self._enlisted.recipe, device, cutting)
@@ -203,7 +217,9 @@ class Daemon:
         )
         if trainer.checkpoint is not None:
             self._board.restore(dict(trainer.checkpoint.counters))
-        host = Host(self._running, self._heartbeat, self._engine, self._board, self._events, lambda: self.state)
+        host = Host(
+            self._running, self._heartbeat, self._engine, self._board, self._events, self._orders, lambda: self.state
+        )
         loaded = Loaded(
             host,
             self._enlisted,
@@ -234,20 +250,6 @@ class Daemon:
         self._loaded = None
         await loaded.close()
         return loaded.moves_to
-
-    def _choose(self, device: str, view: SwarmView, moves_to: Shard | None) -> tuple[Room, Cutting]:
-        """Return what fits here, and what of it to hold."""
-        enlisted = self._enlisted
-        assert enlisted is not None
-        drives = enlisted.data is not None
-        shape = ModelShape.of(read_config(enlisted.model_folder))
-        bf16 = load_spec(enlisted.recipe, device).compute == "bfloat16"
-        room = Room.of(enlisted.recipe, shape, describe(device), self._settings, drives=drives, bf16=bf16)
-        held = CheckpointStore(enlisted.folder.checkpoints, read_only=True).latest_stages(enlisted.fingerprint)
-        others = [peer for peer in view.peers if peer.peer_id != view.me]
-        shard = moves_to or pick_shard(room, self._settings, others, before=held, lends=not drives)
-        self._events.emit(Holding(shard.first_stage, shard.stop_stage, room.plan.num_stages, _layers(shard, room)))
-        return room, Cutting(room.plan, shard, drives)
 
     async def _catch_up(self) -> Signal:
         """Follow the swarm's lineage if it is ahead of this node's."""
@@ -292,7 +294,7 @@ class Daemon:
         await self._cleanup.aclose()
         await self._engine.close()
 
-    async def _leave(self, membership: DhtMembership) -> None:
+    async def _leave(self, membership: Membership) -> None:
         """Say goodbye, but never let a dead network hold up the end."""
         with contextlib.suppress(TimeoutError, OSError):
             await asyncio.wait_for(membership.leave(), RECORD_LIFETIME_S / 10)
@@ -393,8 +395,3 @@ class Daemon:
             stage_tokens_per_s=loaded.stage_tokens_per_s if loaded else 0.0,
             capacity_stages=self._capacity,
         )
-
-
-def _layers(shard: Shard, room: Room) -> str:
-    layers = shard.layers(room.plan)
-    return layers_text(layers.start, layers.stop) if layers is not None else "no layers"

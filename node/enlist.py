@@ -12,19 +12,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from coordinator.address import is_coordinator_address
 from node.agreed import num_stages, refuse_to_lend_a_whole_model, resolved, total_steps
 from node.base_model import Joining, base_of_joiner, whole_base
 from node.config.recipe import Recipe, differing_fields
 from node.config.sections import DatasetSpec
 from node.core import versions
-from node.core.errors import ConfigError, DataError, NodeError, NoPeerReachable, RunMismatch
+from node.core.errors import ConfigError, DataError, NodeError, RunMismatch
 from node.core.types import PeerId, SwarmView
 from node.data.dataset import PreparedData, prepare
+from node.greeting import greet
 from node.host.home import Home, LocalRun, RunFolder
 from node.model.source import load_tokenizer
 from node.model.store import MANIFEST_FILE
 from node.network.addresses import split_peer_id
-from node.network.door import MAX_CLOCK_DIFFERENCE_S, Welcomed, say_hello
+from node.network.door import MAX_CLOCK_DIFFERENCE_S, Welcomed
 from node.network.processes import RunningP2P
 from node.trust.identity import Identity
 from node.trust.seal import RunSeal, SealedRun, seal_run
@@ -40,7 +42,7 @@ class Request:
     recipe: Recipe | None
     """The recipe file, resolved; None for a joiner without one."""
     address: str | None
-    """The address to join; None for a founder."""
+    """The address to join, of a peer or of a coordinator; None for a founder."""
     data: tuple[Path, ...] = ()
     """Files and folders that replace the recipe's `datasets`."""
     base_model: str | None = None
@@ -132,8 +134,8 @@ async def found(request: Request, home: Home, identity: Identity, say: Say) -> E
     return Enlisted(sealed, recipe, weights, data, folder, _addresses(folder))
 
 
-async def join(request: Request, home: Home, running: RunningP2P, say: Say) -> Enlisted:
-    """Join the run of the peer at `request.address`, or one that this node took part in with that peer.
+async def join(request: Request, home: Home, identity: Identity, running: RunningP2P, say: Say) -> Enlisted:
+    """Join the run of the peer or coordinator at `request.address`, or one that this node took part in with that peer.
 
     Raises:
         NoPeerReachable: nobody answers, there or at any peer met before.
@@ -142,12 +144,7 @@ async def join(request: Request, home: Home, running: RunningP2P, say: Say) -> E
         NodeError: the model or the data cannot be used.
     """
     assert request.address is not None, "a joiner has an address"
-    _, given_peer = split_peer_id(request.address)
-    try:
-        welcomed = await _greet(running, request.address)
-        known: tuple[str, ...] = (request.address,)
-    except NoPeerReachable as error:
-        welcomed, known = await _greet_remembered(home, running, given_peer, error, say)
+    welcomed, known = await greet(request.address, home, identity, running, say)
     _check_clock(welcomed)
     sealed = welcomed.run
     recipe = Recipe.from_shared_json(sealed.seal.recipe)
@@ -178,47 +175,9 @@ async def join(request: Request, home: Home, running: RunningP2P, say: Say) -> E
     folder = home.create_run(sealed.seal.fingerprint)
     folder.save_seal(sealed)
     _save(folder, "", recipe, base)
+    if is_coordinator_address(request.address):
+        folder.save_coordinator(request.address)
     return Enlisted(sealed, recipe, base, data, folder, (*known, *_addresses(folder)))
-
-
-async def _greet(running: RunningP2P, address: str) -> Welcomed:
-    try:
-        peer_id = await running.connect(address)
-    except NoPeerReachable as error:
-        raise NoPeerReachable(error.message, hint=_unreachable_hint(address)) from error
-    return await say_hello(running.p2p, peer_id)
-
-
-async def _greet_remembered(
-    home: Home, running: RunningP2P, given: PeerId, error: NoPeerReachable, say: Say
-) -> tuple[Welcomed, tuple[str, ...]]:
-    """The node at the address may be gone while the swarm lives: ask the peers met in a run with it."""
-    for folder in home.runs():
-        peers = folder.known_peers()
-        if given not in {peer.peer_id for peer in peers}:
-            continue
-        say(f"{error.message} Trying {len(peers) - 1} other peers of that run.")
-        for peer in peers:
-            for address in peer.addresses if peer.peer_id != given else ():
-                try:
-                    return await _greet(running, address), (address,)
-                except (NoPeerReachable, ConfigError):
-                    continue
-        try:
-            run = folder.load_seal()
-        except NodeError:
-            continue
-        say("None of them answers; going on alone with what this node has.")
-        return Welcomed(run=run, peer_state="absent", clock_ahead_s=0.0), ()
-    raise error
-
-
-def _unreachable_hint(address: str) -> str:
-    hints = ["Is the node running there (`potluck status`)?", "Is its port open in its firewall and router?"]
-    if address.startswith(("/ip4/127.", "/ip6/::1")):
-        hints.insert(0, "This is a loopback address: it works on that machine alone; use its LAN or public address.")
-    hints.append("`potluck status` on any other node of the swarm prints another address that will do.")
-    return " ".join(hints)
 
 
 def _check_clock(welcomed: Welcomed) -> None:

@@ -74,6 +74,11 @@ class Room:
         adapter = AdapterShape(recipe.lora_r, targets, recipe.peft_use_dora)
         return cls(plan_of(recipe, shape), shape, adapter, work, free)
 
+    def layers_text(self, shard: Shard) -> str:
+        """Return a shard's layers, for people."""
+        layers = shard.layers(self.plan)
+        return layers_text(layers.start, layers.stop) if layers is not None else "no layers"
+
     def memory(self, shard: Shard) -> MemoryPlan:
         """Return what holding `shard` takes, with one microbatch's activations."""
         layers = shard.layers(self.plan)

@@ -18,6 +18,7 @@ from node.board import Board
 from node.core.errors import NeedsInput, NodeError
 from node.core.events import EventBus
 from node.core.lifecycle import Signal
+from node.core.orders import Orders
 from node.core.types import HASH_CHARS, PeerState, Progress, Shard, Standing, SwarmView
 from node.enlist import Enlisted
 from node.holding import MAX_IN_FLIGHT, Mover
@@ -51,6 +52,7 @@ class Host:
     engine: Engine
     board: Board
     events: EventBus
+    orders: Orders
     state: Callable[[], PeerState]
 
 
@@ -89,6 +91,7 @@ class Loaded:
             enlisted=enlisted,
             lineage=trainer.lineage,
             events=host.events,
+            orders=host.orders,
             progress=self.progress,
         )
         self.upkeep = Upkeep(
@@ -161,15 +164,19 @@ class Loaded:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has made all its steps."""
-        return self.strategy.version >= self._max_steps
+        """Whether the run has made all its steps, or its operator has ended it."""
+        return self.strategy.version >= self._max_steps or self._host.orders.is_finished
+
+    def _most_tokens(self) -> int:
+        """Return how many of its own tokens may wait for a round: if none commits, more would only be staler."""
+        return 0 if self._host.orders.is_paused else MAX_BACKLOG_STEPS * self._target_tokens
 
     async def _loop_on(self, rounds: asyncio.Task[Signal], nudge: asyncio.Event) -> Signal:
         while not self.is_finished:
             if rounds.done():
                 return rounds.result()
-            if self.own_tokens >= MAX_BACKLOG_STEPS * self._target_tokens:
-                await asyncio.sleep(0.2)  # rounds do not commit: more gradient would only be staler
+            if self.own_tokens >= self._most_tokens():
+                await asyncio.sleep(0.2)
                 continue
             await self._the_loop.train_one()
             if self.rounds.tokens_towards_next() >= self._target_tokens:
@@ -185,7 +192,7 @@ class Loaded:
         """Let the driver go, and see to rounds and saving beside it."""
         driver = pipeline.driver
         driver.release()
-        driving = asyncio.create_task(driver.run(backlog_tokens=lambda: MAX_BACKLOG_STEPS * self._target_tokens))
+        driving = asyncio.create_task(driver.run(backlog_tokens=self._most_tokens))
         try:
             while not self.is_finished:
                 for task in (rounds, driving):

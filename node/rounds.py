@@ -12,6 +12,7 @@ from node.averaging.round import Averager
 from node.averaging.strategy import AveragerSettings
 from node.core.events import EventBus, WorkLost
 from node.core.lifecycle import Signal
+from node.core.orders import Orders
 from node.core.progress import (
     leader,
     missing_stages,
@@ -35,6 +36,8 @@ _ASK_LEADER_AFTER_S = 2.0
 _PASS_OVER_LEADER_AFTER_S = 10.0
 _PAUSE_AFTER_CALL_S = 1.0
 """A call that was dropped is not repeated at once: whatever dropped it is still there."""
+_NEARLY = 0.9
+"""Of the tokens of a step: what this node knows of the others' is up to a second old."""
 _NEWCOMER_S = 2.5
 """An announcement's way: told once a second, looked at once a second."""
 _NEWCOMER_EVERY_S = 30.0
@@ -53,12 +56,14 @@ class Rounds:
         enlisted: Enlisted,
         lineage: tuple[str, ...],
         events: EventBus,
+        orders: Orders,
         progress: Callable[[], Progress],
     ) -> None:
         self._averaging = enlisted.recipe.potluck.averaging
         self._max_steps = enlisted.recipe.max_steps or 1
         self._heartbeat = heartbeat
         self._events = events
+        self._orders = orders
         self._progress = progress
         self._me = running.peer_id
         self._shard, self._num_stages = strategy.shard, num_stages
@@ -184,7 +189,7 @@ class Rounds:
             or not averager.is_idle
             or not has_work
             or self._awaits_newcomer
-            or self.tokens_towards_next() < self._averaging.target_batch_tokens
+            or self.tokens_towards_next() < self._tokens_due(mine)
         ):
             self._due_since = None
             return
@@ -246,7 +251,12 @@ class Rounds:
         return set(self._counted_out)
 
     def _is_over(self, mine: Progress) -> bool:
-        return mine.version >= self._max_steps
+        return mine.version >= self._max_steps or self._orders.is_paused or self._orders.is_finished
+
+    def _tokens_due(self, mine: Progress) -> int:
+        """Return how many tokens make a step due; nearly as many will do when the coordinator says so."""
+        target = self._averaging.target_batch_tokens
+        return int(_NEARLY * target) if self._orders.due == (mine.version, mine.base_hash) else target
 
     def _may_be_alone(self, alive: Mapping[PeerId, Shard]) -> bool:
         return set(alive) == {self._me} and len(self._shard) == self._num_stages

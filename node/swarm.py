@@ -13,7 +13,7 @@ from node.core.types import Peer, PeerId, SwarmView
 from node.core.versions import member_refused
 from node.host.home import KnownPeer, RunFolder
 from node.network.addresses import split_peer_id
-from node.network.dht import DhtMembership
+from node.network.membership import Membership
 from node.trust.identity import short
 
 _REMEMBER_EVERY_S = 30.0
@@ -28,7 +28,7 @@ class Heartbeat:
 
     def __init__(
         self,
-        membership: DhtMembership,
+        membership: Membership,
         *,
         describe: Callable[[], Peer],
         folder: RunFolder,

@@ -58,6 +58,12 @@ _OPTIONS = (
         is_flag=True,
         help="Train on no data here: hold parts of the model for others, which send hidden states, never text.",
     ),
+    click.option(
+        "--coordinator",
+        metavar="ADDRESS|none",
+        help="Let the coordinator at this address help: peers find each other through it and it shows the swarm. "
+        "Remembered for the run; training goes on without it.",
+    ),
     click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads to train with."),
     click.option("--name", help="This node's name on the others' screens."),
     click.option("--fresh", is_flag=True, help="Begin the run anew; what there was is moved aside, not deleted."),

@@ -159,6 +159,22 @@ class PeerLost(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class CoordinatorFound(Event):
+    """The coordinator is there, for the first time or again."""
+
+    target: str
+    """HOST:PORT."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorLost(Event):
+    """The coordinator is not there; the node looks for it again and again, and trains on meanwhile."""
+
+    target: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Fault(Event):
     """Something went wrong that the node survived."""
 

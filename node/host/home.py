@@ -68,6 +68,12 @@ class _KnownPeers(BaseModel):
     peers: tuple[KnownPeer, ...] = Field(max_length=_MAX_KNOWN_PEERS)
 
 
+class _Coordinator(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str | None = Field(max_length=600)
+
+
 class RunFolder:
     """The files of one run under one home."""
 
@@ -126,6 +132,26 @@ class RunFolder:
         except (OSError, ValueError) as error:  # pydantic's is a ValueError
             raise CheckpointError(
                 f"{path} cannot be read: {brief(error)}.", hint="Start or join the run again."
+            ) from error
+
+    def save_coordinator(self, address: str | None) -> None:
+        """Keep the address of the run's coordinator, which is a secret, or forget it."""
+        told = _Coordinator(address=address).model_dump_json().encode()
+        _write(self.path / "coordinator.json", sealed(told), mode=0o600)
+
+    def load_coordinator(self) -> str | None:
+        """Return it, or None if there is none.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        path = self.path / "coordinator.json"
+        try:
+            return _Coordinator.model_validate_json(read_small(path)).address if path.exists() else None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read: {brief(error)}.",
+                hint="Give the coordinator's address again with --coordinator, or `--coordinator none`.",
             ) from error
 
     def remember_peers(self, met: Iterable[tuple[PeerId, tuple[str, ...]]]) -> None:
@@ -289,10 +315,10 @@ def write_small(path: Path, data: bytes) -> None:
     _write(path, sealed(data))
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data)
+        write_whole(path, data, mode=mode)
     except OSError as error:
         raise OutOfDisk(
             f"Cannot write {path}: {error.strerror}. {room_text(path.parent, len(data))}",

@@ -14,6 +14,8 @@ from rich.text import Text
 from node.core.events import (
     AdapterSynced,
     CheckpointSaved,
+    CoordinatorFound,
+    CoordinatorLost,
     Evaluated,
     Event,
     Fault,
@@ -80,6 +82,10 @@ def _line(event: Event) -> str | None:
             return f"{tokens} tokens of this node were in rounds that the swarm did not keep"
         case CheckpointSaved(version, seconds, size) if seconds > 2:
             return f"saved step {version} ({size / 1e6:.0f} MB in {seconds:.1f} s)"
+        case CoordinatorFound(target):
+            return f"the coordinator at {target} is there"
+        case CoordinatorLost(target, reason):
+            return f"the coordinator at {target} is not there, which training does without: {reason}"
         case Fault(what, hint):
             return f"{what} {hint}".strip()
         case _:

@@ -142,8 +142,10 @@ def live(folder: Path) -> None:
             run.save_seal(_sealed())
             run.save_manifest(b"{}" * number)
             run.save_local(LocalRun(base_model="/models/tiny", tokens_given=number))
+            run.save_coordinator(f"coordinator://10.0.0.{number}:7300/{'t' * 32}")
             run.remember_peers([("p1", (f"/ip4/10.0.0.{number}/tcp/1/p2p/p1",))])
             home.remember_port(4000 + number)
+        run.save_coordinator(None)
         home.archive_run(home.run(RUN))
     finally:
         home.release()
@@ -159,11 +161,13 @@ def check_home(folder: Path) -> None:
             assert run.load_seal().seal.fingerprint == RUN
         if (run.path / "local.json").exists():
             assert run.load_local().tokens_given in (1, 2)
+        if (run.path / "coordinator.json").exists():
+            assert run.load_coordinator() in [None, *(f"coordinator://10.0.0.{n}:7300/{'t' * 32}" for n in (1, 2))]
         if (run.path / "peers.json").exists():
             assert [peer.peer_id for peer in run.known_peers()] == ["p1"]
         if (run.path / "manifest.json").exists():
             assert (run.path / "manifest.json").read_bytes() in (b"{}", b"{}{}")
-        assert len(list(run.path.glob("*"))) <= 8
+        assert len(list(run.path.glob("*"))) <= 9
     home.acquire()  # no lock of a dead process stops the next start
     home.release()
 

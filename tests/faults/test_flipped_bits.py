@@ -43,6 +43,7 @@ def live(folder):
     run = here.create_run(RUN)
     run.save_seal(scenarios._sealed())
     run.save_local(scenarios.LocalRun(base_model="/models/tiny", tokens_given=7))
+    run.save_coordinator("coordinator://10.0.0.1:7300/" + "t" * 32)
     run.remember_peers([("p1", ("/ip4/10.0.0.1/tcp/1/p2p/p1",))])
     here.remember_port(4001)
 
@@ -88,6 +89,7 @@ STORED = {
     "seal": Stored(live, "home/runs/*/seal.json", lambda f: run_of(f).load_seal()),
     "what this node knows": Stored(live, "home/runs/*/local.json", lambda f: run_of(f).load_local()),
     "peers": Stored(live, "home/runs/*/peers.json", lambda f: run_of(f).known_peers() or FOUND),
+    "coordinator": Stored(live, "home/runs/*/coordinator.json", lambda f: run_of(f).load_coordinator()),
     "port": Stored(live, "home/port", lambda f: Home(f / "home").remembered_port()),
     "format": Stored(take, "home/format", lambda f: home._format_of(f / "home")),
     "current run": Stored(live, "home/current", run_of),
