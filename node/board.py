@@ -7,7 +7,16 @@ from collections import deque
 from pathlib import Path
 
 from node.config.recipe import Recipe
-from node.core.events import AdapterSynced, Evaluated, Event, RoundFinished, Stepped
+from node.core.events import (
+    AdapterSynced,
+    CoordinatorFound,
+    CoordinatorLost,
+    Evaluated,
+    Event,
+    OperatorSaid,
+    RoundFinished,
+    Stepped,
+)
 from node.core.progress import totals
 from node.core.types import HASH_CHARS, Progress, RoundResult, RoundStatus, StagePlan, SwarmView
 from node.network.dht import RECORD_LIFETIME_S
@@ -28,6 +37,7 @@ class Board:
         self._step_at: deque[float] = deque(maxlen=_STEP_TIMES)
         self._first_held_out: float | None = None
         self._held_out: float | None = None
+        self._coordinator, self._has_coordinator, self._is_paused = "", False, False
         self.tokens_given = 0
         self.rounds_committed = 0
         self.rounds_dropped = 0
@@ -49,6 +59,12 @@ class Board:
                 self._step_at.append(time.monotonic())
             case AdapterSynced():
                 self._step_at.clear()
+            case CoordinatorFound(target):
+                self._coordinator, self._has_coordinator = target, True
+            case CoordinatorLost(target):
+                self._coordinator, self._has_coordinator = target, False
+            case OperatorSaid(what):
+                self._is_paused = what == "paused"
             case Evaluated(_, loss, _):
                 self._first_held_out = loss if self._first_held_out is None else self._first_held_out
                 self._held_out = loss
@@ -108,6 +124,9 @@ class Board:
             tokens_per_s=swarm.tokens_per_s,
             tokens_towards_next=towards_next,
             uptime_s=time.monotonic() - self._started_at,
+            coordinator=self._coordinator,
+            has_coordinator=self._has_coordinator,
+            is_paused=self._is_paused,
             given=control_pb2.Given(
                 tokens_seen=tokens_seen,
                 tokens_committed=self.tokens_given,

@@ -8,7 +8,7 @@ from coordinator.client import CoordinatorClient
 from coordinator.v1 import coordinator_pb2
 from node.board import Board
 from node.core.errors import CheckpointError
-from node.core.events import CoordinatorFound, CoordinatorLost, Event, EventBus, Fault, RoundFinished
+from node.core.events import CoordinatorFound, CoordinatorLost, Event, EventBus, Fault, OperatorSaid, RoundFinished
 from node.core.orders import Orders
 from node.core.types import PeerId, Shard
 from node.enlist import Enlisted
@@ -48,7 +48,7 @@ class Coordination:
             board: Has the figures for the coordinator's page.
             events: Told when the coordinator comes and goes.
             orders: Where the operator's word goes.
-            nudge: Called when a round is due.
+            nudge: Called when the orders have changed.
             stop: Called when the operator has taken this node out.
 
         Raises:
@@ -57,6 +57,9 @@ class Coordination:
         self._me: PeerId = identity.peer_id
         self._board = board
         self._events = events
+        self._orders = orders
+        self._said = "resumed"
+        self._nudge = nudge
         self._stop = stop
         parsed = parse_coordinator(address)
         self.target = parsed.target
@@ -66,7 +69,7 @@ class Coordination:
             identity,
             _as_run(run),
             orders,
-            Watch(found=self._found, lost=self._lost, due=nudge, evicted=self._evicted),
+            Watch(found=self._found, lost=self._lost, ordered=self._ordered, evicted=self._evicted),
         )
         events.subscribe(self)
 
@@ -95,6 +98,13 @@ class Coordination:
 
     def _lost(self, reason: str) -> None:
         self._events.emit(CoordinatorLost(self.target, reason))
+
+    def _ordered(self) -> None:
+        says = "finished" if self._orders.is_finished else "paused" if self._orders.is_paused else "resumed"
+        if says != self._said:
+            self._said = says
+            self._events.emit(OperatorSaid(says))
+        self._nudge()
 
     def _evicted(self) -> None:
         self._events.emit(

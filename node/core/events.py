@@ -175,6 +175,14 @@ class CoordinatorLost(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorSaid(Event):
+    """The run's operator lets it rest, lets it go on, or has ended it."""
+
+    what: str
+    """`paused`, `resumed` or `finished`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Fault(Event):
     """Something went wrong that the node survived."""
 

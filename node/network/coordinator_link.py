@@ -45,8 +45,8 @@ class Watch:
     """The coordinator is there, for the first time or again."""
     lost: Callable[[str], None]
     """It is not there, and why; told once until it is found again."""
-    due: Callable[[], None]
-    """`Orders.due` has changed."""
+    ordered: Callable[[], None]
+    """The orders have changed."""
     evicted: Callable[[], None]
     """The operator has taken this node out of the run."""
 
@@ -130,6 +130,7 @@ class CoordinatorLink:
                     return
             was_connected, self.is_connected = self.is_connected, False
             self._orders.stand_down()
+            self._watch.ordered()
             if was_connected or not has_told:
                 wait_s, has_told = _FIRST_RETRY_S, True
                 self._watch.lost(printable(reason)[:300])
@@ -231,10 +232,11 @@ class CoordinatorLink:
                 case "plan":
                     self._plan = (change.plan.version, change.plan.id[:64])
                     self._orders.due = (change.plan.version, change.plan.base_hash)
-                    self._watch.due()
+                    self._watch.ordered()
                 case "status":
                     self._orders.is_paused = change.status.state == pb.RUN_STATE_PAUSED
                     self._orders.is_finished |= change.status.state == pb.RUN_STATE_FINISHED
+                    self._watch.ordered()
 
     def _see(self, member: pb.Member) -> None:
         if not is_peer_id(member.peer_id) or len(member.record) > MAX_RECORD_BYTES:

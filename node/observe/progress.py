@@ -22,6 +22,7 @@ from node.core.events import (
     Holding,
     MicrobatchDone,
     MicrobatchRetried,
+    OperatorSaid,
     PeerLost,
     PeerSeen,
     RoundFinished,
@@ -86,6 +87,8 @@ def _line(event: Event) -> str | None:
             return f"the coordinator at {target} is there"
         case CoordinatorLost(target, reason):
             return f"the coordinator at {target} is not there, which training does without: {reason}"
+        case OperatorSaid(what):
+            return f"the swarm's operator has {what} the run"
         case Fault(what, hint):
             return f"{what} {hint}".strip()
         case _:

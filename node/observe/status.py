@@ -79,11 +79,13 @@ def _facts(status: control_pb2.GetStatusResponse) -> list[tuple[str, str]]:
     share = f"{min(100, 100 * status.tokens_towards_next // target)} % of the next round" if target else ""
     facts = [
         ("run", f"{status.run_name or status.base_model} ({status.fingerprint[:12]})"),
-        ("state", status.state),
+        ("state", f"{status.state}, paused by the operator" if status.is_paused else status.state),
         ("step", f"{status.version} of {status.max_steps}, {share}"),
         ("adapter", f"{status.adapter_hash[:16]}"),
         ("swarm", f"{human_peers(len(status.peers))}, {status.tokens_per_s:.0f} tokens/s"),
     ]
+    if status.coordinator:
+        facts.append(("coordinator", f"{status.coordinator}, {'there' if status.has_coordinator else 'not there'}"))
     if status.num_stages > 1:
         missing = missing_layers(status)
         held = f"nobody holds {len(missing)} of them, from {missing[0]} on" if missing else "all are held"

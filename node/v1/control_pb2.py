@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15node/v1/control.proto\x12\x07node.v1\"\x12\n\x10GetStatusRequest\"\xf6\x04\n\x11GetStatusResponse\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\x12\n\nbase_model\x18\x05 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12\x0c\n\x04home\x18\x07 \x01(\t\x12\x0f\n\x07version\x18\x08 \x01(\x04\x12\x11\n\tmax_steps\x18\t \x01(\x04\x12\x14\n\x0c\x61\x64\x61pter_hash\x18\n \x01(\t\x12\x1b\n\x13tokens_towards_next\x18\x0b \x01(\x04\x12\x1b\n\x13target_batch_tokens\x18\x0c \x01(\x04\x12\x14\n\x0ctokens_per_s\x18\r \x01(\x01\x12\x11\n\x04loss\x18\x0e \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rheld_out_loss\x18\x0f \x01(\x01H\x01\x88\x01\x01\x12!\n\x14held_out_loss_before\x18\x10 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0cseconds_left\x18\x11 \x01(\x01H\x03\x88\x01\x01\x12\x1d\n\x05given\x18\x12 \x01(\x0b\x32\x0e.node.v1.Given\x12\"\n\x05peers\x18\x13 \x03(\x0b\x32\x13.node.v1.PeerStatus\x12\x1e\n\x06rounds\x18\x14 \x03(\x0b\x32\x0e.node.v1.Round\x12\x10\n\x08uptime_s\x18\x15 \x01(\x01\x12\x10\n\x08run_name\x18\x16 \x01(\t\x12\x12\n\nnum_stages\x18\x17 \x01(\r\x12\x12\n\nnum_layers\x18\x18 \x01(\rB\x07\n\x05_lossB\x10\n\x0e_held_out_lossB\x17\n\x15_held_out_loss_beforeB\x0f\n\r_seconds_left\"\xb6\x01\n\x05Given\x12\x13\n\x0btokens_seen\x18\x01 \x01(\x04\x12\x18\n\x10tokens_committed\x18\x02 \x01(\x04\x12\x18\n\x10rounds_committed\x18\x03 \x01(\x04\x12\x16\n\x0erounds_dropped\x18\x04 \x01(\x04\x12\x12\n\nbytes_sent\x18\x05 \x01(\x04\x12\x19\n\x11hidden_bytes_sent\x18\x06 \x01(\x04\x12\x1d\n\x15hidden_bytes_received\x18\x07 \x01(\x04\"\xf7\x02\n\nPeerStatus\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05is_me\x18\x04 \x01(\x08\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\x14\n\x0c\x61\x64\x61pter_hash\x18\x06 \x01(\t\x12\x14\n\x0ctokens_per_s\x18\x07 \x01(\x01\x12\x11\n\x04loss\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0ctokens_given\x18\t \x01(\x04\x12\x11\n\taddresses\x18\n \x03(\t\x12\x13\n\x0b\x66irst_stage\x18\x0b \x01(\r\x12\x12\n\nstop_stage\x18\x0c \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\r \x01(\r\x12\x12\n\nstop_layer\x18\x0e \x01(\r\x12\x0e\n\x06\x64rives\x18\x0f \x01(\x08\x12\x1a\n\x12stage_tokens_per_s\x18\x10 \x01(\x01\x12\x17\n\x0f\x63\x61pacity_stages\x18\x11 \x01(\r\x12\x13\n\x0bheard_s_ago\x18\x12 \x01(\x01\x42\x07\n\x05_loss\"~\n\x05Round\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0f\n\x07members\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12\x12\n\nbytes_sent\x18\x06 \x01(\x04\x12\x0e\n\x06reason\x18\x07 \x01(\t\"\x17\n\x15SaveCheckpointRequest\")\n\x16SaveCheckpointResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\"\r\n\x0bStopRequest\"\x0e\n\x0cStopResponse\"\x16\n\x14GatherAdapterRequest\"q\n\x15GatherAdapterResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.node.v1.GatheredHeaderH\x00\x12%\n\x04part\x18\x02 \x01(\x0b\x32\x15.node.v1.GatheredPartH\x00\x42\x06\n\x04kind\"O\n\x0eGatheredHeader\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x18\n\x10\x63ommitted_tokens\x18\x02 \x01(\x04\x12\x12\n\nnum_stages\x18\x03 \x01(\r\"+\n\x0cGatheredPart\x12\r\n\x05stage\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"x\n\x10RunStagesRequest\x12\x0e\n\x06hidden\x18\x01 \x01(\x0c\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0f\n\x07lengths\x18\x03 \x03(\r\x12\x17\n\x0fwithout_adapter\x18\x04 \x01(\x08\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\r\n\x05start\x18\x06 \x01(\r\"6\n\x11RunStagesResponse\x12\x0e\n\x06hidden\x18\x01 \x01(\x0c\x12\x11\n\tneeds_all\x18\x02 \x01(\x08\x32\xeb\x02\n\x07\x43ontrol\x12\x42\n\tGetStatus\x12\x19.node.v1.GetStatusRequest\x1a\x1a.node.v1.GetStatusResponse\x12Q\n\x0eSaveCheckpoint\x12\x1e.node.v1.SaveCheckpointRequest\x1a\x1f.node.v1.SaveCheckpointResponse\x12P\n\rGatherAdapter\x12\x1d.node.v1.GatherAdapterRequest\x1a\x1e.node.v1.GatherAdapterResponse0\x01\x12\x42\n\tRunStages\x12\x19.node.v1.RunStagesRequest\x1a\x1a.node.v1.RunStagesResponse\x12\x33\n\x04Stop\x12\x14.node.v1.StopRequest\x1a\x15.node.v1.StopResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15node/v1/control.proto\x12\x07node.v1\"\x12\n\x10GetStatusRequest\"\xb7\x05\n\x11GetStatusResponse\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\x12\n\nbase_model\x18\x05 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12\x0c\n\x04home\x18\x07 \x01(\t\x12\x0f\n\x07version\x18\x08 \x01(\x04\x12\x11\n\tmax_steps\x18\t \x01(\x04\x12\x14\n\x0c\x61\x64\x61pter_hash\x18\n \x01(\t\x12\x1b\n\x13tokens_towards_next\x18\x0b \x01(\x04\x12\x1b\n\x13target_batch_tokens\x18\x0c \x01(\x04\x12\x14\n\x0ctokens_per_s\x18\r \x01(\x01\x12\x11\n\x04loss\x18\x0e \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rheld_out_loss\x18\x0f \x01(\x01H\x01\x88\x01\x01\x12!\n\x14held_out_loss_before\x18\x10 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0cseconds_left\x18\x11 \x01(\x01H\x03\x88\x01\x01\x12\x1d\n\x05given\x18\x12 \x01(\x0b\x32\x0e.node.v1.Given\x12\"\n\x05peers\x18\x13 \x03(\x0b\x32\x13.node.v1.PeerStatus\x12\x1e\n\x06rounds\x18\x14 \x03(\x0b\x32\x0e.node.v1.Round\x12\x10\n\x08uptime_s\x18\x15 \x01(\x01\x12\x10\n\x08run_name\x18\x16 \x01(\t\x12\x12\n\nnum_stages\x18\x17 \x01(\r\x12\x12\n\nnum_layers\x18\x18 \x01(\r\x12\x13\n\x0b\x63oordinator\x18\x19 \x01(\t\x12\x17\n\x0fhas_coordinator\x18\x1a \x01(\x08\x12\x11\n\tis_paused\x18\x1b \x01(\x08\x42\x07\n\x05_lossB\x10\n\x0e_held_out_lossB\x17\n\x15_held_out_loss_beforeB\x0f\n\r_seconds_left\"\xb6\x01\n\x05Given\x12\x13\n\x0btokens_seen\x18\x01 \x01(\x04\x12\x18\n\x10tokens_committed\x18\x02 \x01(\x04\x12\x18\n\x10rounds_committed\x18\x03 \x01(\x04\x12\x16\n\x0erounds_dropped\x18\x04 \x01(\x04\x12\x12\n\nbytes_sent\x18\x05 \x01(\x04\x12\x19\n\x11hidden_bytes_sent\x18\x06 \x01(\x04\x12\x1d\n\x15hidden_bytes_received\x18\x07 \x01(\x04\"\xf7\x02\n\nPeerStatus\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05is_me\x18\x04 \x01(\x08\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\x14\n\x0c\x61\x64\x61pter_hash\x18\x06 \x01(\t\x12\x14\n\x0ctokens_per_s\x18\x07 \x01(\x01\x12\x11\n\x04loss\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0ctokens_given\x18\t \x01(\x04\x12\x11\n\taddresses\x18\n \x03(\t\x12\x13\n\x0b\x66irst_stage\x18\x0b \x01(\r\x12\x12\n\nstop_stage\x18\x0c \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\r \x01(\r\x12\x12\n\nstop_layer\x18\x0e \x01(\r\x12\x0e\n\x06\x64rives\x18\x0f \x01(\x08\x12\x1a\n\x12stage_tokens_per_s\x18\x10 \x01(\x01\x12\x17\n\x0f\x63\x61pacity_stages\x18\x11 \x01(\r\x12\x13\n\x0bheard_s_ago\x18\x12 \x01(\x01\x42\x07\n\x05_loss\"~\n\x05Round\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0f\n\x07members\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12\x12\n\nbytes_sent\x18\x06 \x01(\x04\x12\x0e\n\x06reason\x18\x07 \x01(\t\"\x17\n\x15SaveCheckpointRequest\")\n\x16SaveCheckpointResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\"\r\n\x0bStopRequest\"\x0e\n\x0cStopResponse\"\x16\n\x14GatherAdapterRequest\"q\n\x15GatherAdapterResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.node.v1.GatheredHeaderH\x00\x12%\n\x04part\x18\x02 \x01(\x0b\x32\x15.node.v1.GatheredPartH\x00\x42\x06\n\x04kind\"O\n\x0eGatheredHeader\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x18\n\x10\x63ommitted_tokens\x18\x02 \x01(\x04\x12\x12\n\nnum_stages\x18\x03 \x01(\r\"+\n\x0cGatheredPart\x12\r\n\x05stage\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"x\n\x10RunStagesRequest\x12\x0e\n\x06hidden\x18\x01 \x01(\x0c\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0f\n\x07lengths\x18\x03 \x03(\r\x12\x17\n\x0fwithout_adapter\x18\x04 \x01(\x08\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\r\n\x05start\x18\x06 \x01(\r\"6\n\x11RunStagesResponse\x12\x0e\n\x06hidden\x18\x01 \x01(\x0c\x12\x11\n\tneeds_all\x18\x02 \x01(\x08\x32\xeb\x02\n\x07\x43ontrol\x12\x42\n\tGetStatus\x12\x19.node.v1.GetStatusRequest\x1a\x1a.node.v1.GetStatusResponse\x12Q\n\x0eSaveCheckpoint\x12\x1e.node.v1.SaveCheckpointRequest\x1a\x1f.node.v1.SaveCheckpointResponse\x12P\n\rGatherAdapter\x12\x1d.node.v1.GatherAdapterRequest\x1a\x1e.node.v1.GatherAdapterResponse0\x01\x12\x42\n\tRunStages\x12\x19.node.v1.RunStagesRequest\x1a\x1a.node.v1.RunStagesResponse\x12\x33\n\x04Stop\x12\x14.node.v1.StopRequest\x1a\x15.node.v1.StopResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,33 +34,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=34
   _globals['_GETSTATUSREQUEST']._serialized_end=52
   _globals['_GETSTATUSRESPONSE']._serialized_start=55
-  _globals['_GETSTATUSRESPONSE']._serialized_end=685
-  _globals['_GIVEN']._serialized_start=688
-  _globals['_GIVEN']._serialized_end=870
-  _globals['_PEERSTATUS']._serialized_start=873
-  _globals['_PEERSTATUS']._serialized_end=1248
-  _globals['_ROUND']._serialized_start=1250
-  _globals['_ROUND']._serialized_end=1376
-  _globals['_SAVECHECKPOINTREQUEST']._serialized_start=1378
-  _globals['_SAVECHECKPOINTREQUEST']._serialized_end=1401
-  _globals['_SAVECHECKPOINTRESPONSE']._serialized_start=1403
-  _globals['_SAVECHECKPOINTRESPONSE']._serialized_end=1444
-  _globals['_STOPREQUEST']._serialized_start=1446
-  _globals['_STOPREQUEST']._serialized_end=1459
-  _globals['_STOPRESPONSE']._serialized_start=1461
-  _globals['_STOPRESPONSE']._serialized_end=1475
-  _globals['_GATHERADAPTERREQUEST']._serialized_start=1477
-  _globals['_GATHERADAPTERREQUEST']._serialized_end=1499
-  _globals['_GATHERADAPTERRESPONSE']._serialized_start=1501
-  _globals['_GATHERADAPTERRESPONSE']._serialized_end=1614
-  _globals['_GATHEREDHEADER']._serialized_start=1616
-  _globals['_GATHEREDHEADER']._serialized_end=1695
-  _globals['_GATHEREDPART']._serialized_start=1697
-  _globals['_GATHEREDPART']._serialized_end=1740
-  _globals['_RUNSTAGESREQUEST']._serialized_start=1742
-  _globals['_RUNSTAGESREQUEST']._serialized_end=1862
-  _globals['_RUNSTAGESRESPONSE']._serialized_start=1864
-  _globals['_RUNSTAGESRESPONSE']._serialized_end=1918
-  _globals['_CONTROL']._serialized_start=1921
-  _globals['_CONTROL']._serialized_end=2284
+  _globals['_GETSTATUSRESPONSE']._serialized_end=750
+  _globals['_GIVEN']._serialized_start=753
+  _globals['_GIVEN']._serialized_end=935
+  _globals['_PEERSTATUS']._serialized_start=938
+  _globals['_PEERSTATUS']._serialized_end=1313
+  _globals['_ROUND']._serialized_start=1315
+  _globals['_ROUND']._serialized_end=1441
+  _globals['_SAVECHECKPOINTREQUEST']._serialized_start=1443
+  _globals['_SAVECHECKPOINTREQUEST']._serialized_end=1466
+  _globals['_SAVECHECKPOINTRESPONSE']._serialized_start=1468
+  _globals['_SAVECHECKPOINTRESPONSE']._serialized_end=1509
+  _globals['_STOPREQUEST']._serialized_start=1511
+  _globals['_STOPREQUEST']._serialized_end=1524
+  _globals['_STOPRESPONSE']._serialized_start=1526
+  _globals['_STOPRESPONSE']._serialized_end=1540
+  _globals['_GATHERADAPTERREQUEST']._serialized_start=1542
+  _globals['_GATHERADAPTERREQUEST']._serialized_end=1564
+  _globals['_GATHERADAPTERRESPONSE']._serialized_start=1566
+  _globals['_GATHERADAPTERRESPONSE']._serialized_end=1679
+  _globals['_GATHEREDHEADER']._serialized_start=1681
+  _globals['_GATHEREDHEADER']._serialized_end=1760
+  _globals['_GATHEREDPART']._serialized_start=1762
+  _globals['_GATHEREDPART']._serialized_end=1805
+  _globals['_RUNSTAGESREQUEST']._serialized_start=1807
+  _globals['_RUNSTAGESREQUEST']._serialized_end=1927
+  _globals['_RUNSTAGESRESPONSE']._serialized_start=1929
+  _globals['_RUNSTAGESRESPONSE']._serialized_end=1983
+  _globals['_CONTROL']._serialized_start=1986
+  _globals['_CONTROL']._serialized_end=2349
 # @@protoc_insertion_point(module_scope)

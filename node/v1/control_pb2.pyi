@@ -11,7 +11,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("peer_id", "name", "state", "addresses", "base_model", "fingerprint", "home", "version", "max_steps", "adapter_hash", "tokens_towards_next", "target_batch_tokens", "tokens_per_s", "loss", "held_out_loss", "held_out_loss_before", "seconds_left", "given", "peers", "rounds", "uptime_s", "run_name", "num_stages", "num_layers")
+    __slots__ = ("peer_id", "name", "state", "addresses", "base_model", "fingerprint", "home", "version", "max_steps", "adapter_hash", "tokens_towards_next", "target_batch_tokens", "tokens_per_s", "loss", "held_out_loss", "held_out_loss_before", "seconds_left", "given", "peers", "rounds", "uptime_s", "run_name", "num_stages", "num_layers", "coordinator", "has_coordinator", "is_paused")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,9 @@ class GetStatusResponse(_message.Message):
     RUN_NAME_FIELD_NUMBER: _ClassVar[int]
     NUM_STAGES_FIELD_NUMBER: _ClassVar[int]
     NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    COORDINATOR_FIELD_NUMBER: _ClassVar[int]
+    HAS_COORDINATOR_FIELD_NUMBER: _ClassVar[int]
+    IS_PAUSED_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     name: str
     state: str
@@ -60,7 +63,10 @@ class GetStatusResponse(_message.Message):
     run_name: str
     num_stages: int
     num_layers: int
-    def __init__(self, peer_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., base_model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., home: _Optional[str] = ..., version: _Optional[int] = ..., max_steps: _Optional[int] = ..., adapter_hash: _Optional[str] = ..., tokens_towards_next: _Optional[int] = ..., target_batch_tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., held_out_loss: _Optional[float] = ..., held_out_loss_before: _Optional[float] = ..., seconds_left: _Optional[float] = ..., given: _Optional[_Union[Given, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., rounds: _Optional[_Iterable[_Union[Round, _Mapping]]] = ..., uptime_s: _Optional[float] = ..., run_name: _Optional[str] = ..., num_stages: _Optional[int] = ..., num_layers: _Optional[int] = ...) -> None: ...
+    coordinator: str
+    has_coordinator: bool
+    is_paused: bool
+    def __init__(self, peer_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., base_model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., home: _Optional[str] = ..., version: _Optional[int] = ..., max_steps: _Optional[int] = ..., adapter_hash: _Optional[str] = ..., tokens_towards_next: _Optional[int] = ..., target_batch_tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., held_out_loss: _Optional[float] = ..., held_out_loss_before: _Optional[float] = ..., seconds_left: _Optional[float] = ..., given: _Optional[_Union[Given, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., rounds: _Optional[_Iterable[_Union[Round, _Mapping]]] = ..., uptime_s: _Optional[float] = ..., run_name: _Optional[str] = ..., num_stages: _Optional[int] = ..., num_layers: _Optional[int] = ..., coordinator: _Optional[str] = ..., has_coordinator: _Optional[bool] = ..., is_paused: _Optional[bool] = ...) -> None: ...
 
 class Given(_message.Message):
     __slots__ = ("tokens_seen", "tokens_committed", "rounds_committed", "rounds_dropped", "bytes_sent", "hidden_bytes_sent", "hidden_bytes_received")
