@@ -71,6 +71,9 @@ ONLY_IN = {
     "starlette": (),
     "uvicorn": (),
     "prometheus_client": ("node.observe",),
+    "tensorboard": ("node.observe",),
+    "wandb": ("node.observe",),
+    "trackio": ("node.observe",),
     "torch": (
         "node.model",
         "node.training",

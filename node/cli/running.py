@@ -84,6 +84,13 @@ _OPTIONS = (
         "nothing is encrypted there.",
     ),
     click.option(
+        "--track",
+        type=click.Choice(["tensorboard", "wandb", "trackio"]),
+        multiple=True,
+        help="Give this node's losses and figures to a tracker, too: never text, nor names of files or peers. wandb "
+        "sends them to its servers (WANDB_MODE=offline: not). May be given several times.",
+    ),
+    click.option(
         "--log",
         "log_format",
         type=click.Choice(["text", "json"]),
@@ -136,6 +143,7 @@ def run_node(
     # gRPC would print about every child process that is started beside it
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from node.cli.common import model_cache
+    from node.cli.trackers import load_trackers
     from node.config.local import load_local
     from node.enlist import Request
     from node.host.home import Home
@@ -143,6 +151,7 @@ def run_node(
     if lend and data:
         raise click.UsageError("--lend and --data exclude each other: with data, this node lends its stages anyway.")
     settings = load_local(None, **machine)
+    trackers = load_trackers(settings.track)
     place = Home(home)
     place.acquire()
     try:
@@ -156,7 +165,9 @@ def run_node(
             model_cache=model_cache(),
         )
         asyncio.run(
-            _live_and_end(place, settings, request, log_format, dashboard, quiet=quiet, resume_command=resume_command)
+            _live_and_end(
+                place, settings, request, trackers, log_format, dashboard, quiet=quiet, resume_command=resume_command
+            )
         )
     finally:
         place.release()
@@ -174,6 +185,7 @@ async def _live(
     place: Any,
     settings: Any,
     request: Any,
+    trackers: Any,
     log_format: str,
     dashboard: str | None,
     *,
@@ -187,8 +199,9 @@ async def _live(
     from node.core.text import printable_lines
     from node.daemon import Daemon
     from node.observe.attached import attached
-    from node.observe.log import file_sink, stdout_sink
+    from node.observe.log import file_sink, json_sink
     from node.observe.progress import LiveProgress, PlainProgress
+    from node.observe.trackers import tracking
 
     events = EventBus()
     events.subscribe(file_sink(place.log_path))
@@ -203,12 +216,14 @@ async def _live(
     _leave_on_signals(daemon.request_stop, say)
     events.subscribe(_Introduction(daemon.status, say))
     if is_json:
-        events.subscribe(stdout_sink)
+        events.subscribe(json_sink(sys.stdout))
+        sys.stdout = sys.stderr  # what a library prints is no event
     control = ControlServer(place.path, daemon)
     await control.start()
     try:
         async with (
             attached(settings, daemon.status, events, say),
+            tracking(trackers, daemon.status, events, place.path),
             _page(dashboard, daemon.status, events, place.path, say),
         ):
             if is_terminal() and not is_json and not quiet:

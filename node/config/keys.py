@@ -16,7 +16,7 @@ def _each(names: str, meaning: T) -> dict[str, T]:
     return dict.fromkeys(names.split(), meaning)
 
 
-_TRACKERS = "experiment trackers are not used: nothing leaves this machine"
+_TRACKERS = "each machine's owner chooses: `--track tensorboard`, `wandb` or `trackio`"
 _KERNELS = "Potluck has kernels of its own, so this has no effect"
 _ATTENTION = "Potluck chooses the attention for each device"
 _PRECISION = "the compute type follows `bf16`, else float32"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -50,10 +50,12 @@ class LocalSettings(BaseModel):
     """This node's name on the others' screens."""
     metrics: Annotated[str, Field(max_length=300, pattern=r"^([\w.-]*:|\[[0-9A-Fa-f:.]+\]:)?\d{1,5}$")] | None = None
     """Where Prometheus may read metrics, as `HOST:PORT`; nowhere when unset."""
+    track: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(max_length=3)] = ()
+    """Trackers that get this node's figures; none when unset."""
 
-    @field_validator("listen", "announce", mode="before")
+    @field_validator("listen", "announce", "track", mode="before")
     @classmethod
-    def _one_address_is_a_list(cls, value: object) -> object:
+    def _one_is_a_list(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import TextIO
 
 from node.core.events import Event, MicrobatchDone, as_record
 from node.core.text import escaped
@@ -45,7 +46,11 @@ def file_sink(path: Path) -> Callable[[Event], None]:
     return sink
 
 
-def stdout_sink(event: Event) -> None:
-    """Print an event as a line of JSON."""
-    sys.stdout.write(json_line(event) + "\n")
-    sys.stdout.flush()
+def json_sink(stream: TextIO) -> Callable[[Event], None]:
+    """Return a sink that prints each event as a line of JSON."""
+
+    def sink(event: Event) -> None:
+        stream.write(json_line(event) + "\n")
+        stream.flush()
+
+    return sink

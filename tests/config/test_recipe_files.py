@@ -45,7 +45,7 @@ def test_mistral_completion_recipe_loads_with_its_1e_5():
     assert recipe.datasets[0].field == "body"
     assert recipe.lora_target_modules == ("gate_proj", "down_proj", "up_proj", "q_proj", "v_proj", "k_proj", "o_proj")
     assert not recipe.lora_target_linear
-    assert [note for note in loaded.notes if note.startswith("wandb_project: experiment trackers are not used")]
+    assert [note for note in loaded.notes if note.startswith("wandb_project: each machine's owner chooses")]
 
 
 def test_qwen3_chat_recipe_loads_with_its_plugins_and_kernels():
