@@ -9,13 +9,15 @@ from collections.abc import Callable, Sequence
 
 from node.core.errors import OutOfDisk
 from node.core.events import EventBus, Fault, PeerLost, PeerSeen
-from node.core.types import Peer, PeerId, SwarmView
+from node.core.types import Peer, PeerId, SwarmView, marks
 from node.core.versions import member_refused
 from node.host.home import KnownPeer, RunFolder
 from node.network.addresses import split_peer_id
 from node.network.membership import Membership
 from node.trust.identity import short
 
+_ANNOUNCE_EVERY_S = 6.0
+"""While nothing changes: a record lives long enough for two of them to be lost."""
 _REMEMBER_EVERY_S = 30.0
 _REDIAL_EVERY_S = 5.0
 _REDIALLED_AT_ONCE = 8
@@ -53,6 +55,8 @@ class Heartbeat:
         self._left_out: set[PeerId] = set()
         self._remembered_at = 0.0
         self._remembered: set[PeerId] = set()
+        self._announced: tuple[object, ...] = ()
+        self._announce_at = 0.0
         self._busy = asyncio.Lock()
         me = describe()
         self.view = SwarmView(me.peer_id, (me,))
@@ -60,11 +64,18 @@ class Heartbeat:
     async def beat(self) -> SwarmView:
         """Announce and look around once."""
         async with self._busy:
-            await self._membership.announce(self._describe())
+            await self._announce()
             self.view = await self._membership.view()
             self._tell_changes()
             await self._look_after_peers()
             return self.view
+
+    async def _announce(self) -> None:
+        """Announce this node, if anything has changed that others wait for, or the last time was long ago."""
+        me, now = self._describe(), time.monotonic()
+        if marks(me) != self._announced or now >= self._announce_at:
+            is_taken = await self._membership.announce(me)
+            self._announced, self._announce_at = marks(me), now + (_ANNOUNCE_EVERY_S if is_taken else 0.0)
 
     async def run(self, *, every_s: float = 1.0) -> None:
         """Beat until cancelled, and meanwhile look for those who were lost."""

@@ -259,6 +259,12 @@ class Peer:
     """Stages that it has memory for."""
 
 
+def marks(peer: Peer) -> tuple[object, ...]:
+    """Return what others wait for in a peer's announcements; the rest they can reckon for a while."""
+    standing = peer.progress.standing if peer.progress is not None else None
+    return peer.state, peer.shard, peer.session, peer.capacity_stages, peer.addresses, peer.name, standing
+
+
 @dataclass(frozen=True, slots=True)
 class SwarmView:
     """An immutable snapshot of the peers that are alive as far as this node knows, itself included."""

@@ -18,7 +18,7 @@ from coordinator.client import CoordinatorClient, CoordinatorError, CoordinatorR
 from coordinator.v1 import coordinator_pb2 as pb
 from node.core.orders import Orders
 from node.core.text import printable
-from node.core.types import NO_SHARD, Peer, PeerId, RoundResult, Shard
+from node.core.types import NO_SHARD, Peer, PeerId, RoundResult, Shard, marks
 from node.network.addresses import is_peer_id
 from node.network.dht import RECORD_LIFETIME_S
 from node.network.records import MAX_RECORD_BYTES, decode_peer, encode_peer
@@ -94,7 +94,7 @@ class CoordinatorLink:
         """Tell the coordinator of this node: at once if something has changed that others wait for, else in time."""
         before, self._me = self._me, me
         self._held_out_loss, self._bytes_sent = held_out_loss, bytes_sent
-        if before is None or _marks(before) != _marks(me):
+        if before is None or marks(before) != marks(me):
             self._wake.set()
 
     def report(self, result: RoundResult) -> None:
@@ -257,12 +257,6 @@ class CoordinatorLink:
             raise _Evicted
         if len(self.evicted) < _MAX_MEMBERS:
             self.evicted.add(peer_id)
-
-
-def _marks(me: Peer) -> tuple[object, ...]:
-    """Return what others wait for: when it changes, they are told at once."""
-    standing = me.progress.standing if me.progress is not None else None
-    return me.state, me.shard, me.session, me.addresses, me.name, standing
 
 
 def _bounded(seconds: float) -> float:
