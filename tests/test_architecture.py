@@ -48,6 +48,18 @@ LEVELS = {
     "coordinator.address": 0,
     "coordinator.signing": 1,
     "coordinator.client": 2,
+    "coordinator.bounds": 1,
+    "coordinator.run_state": 2,
+    "coordinator.store": 3,
+    "coordinator.access": 1,
+    "coordinator.tls": 0,
+    "coordinator.watchers": 3,
+    "coordinator.hub": 4,
+    "coordinator.servicer": 5,
+    "coordinator.server": 6,
+    "coordinator.cli": 7,
+    "coordinator.operator_cli": 8,
+    "coordinator.__main__": 9,
     "coordinator.web": 0,
     "coordinator.listen": 0,
     "coordinator.scrape": 0,
@@ -172,8 +184,11 @@ def test_pure_rooms_know_no_event_loop():
     assert not wrong, wrong
 
 
+COMMAND_LINE = ("node.cli", "coordinator.cli", "coordinator.operator_cli")
+
+
 def test_imports_stand_at_the_top_but_in_the_command_line():
-    wrong = [f"{m}: {n}" for _, m, n, inside in ALL if inside and room_of(m) != "node.cli"]
+    wrong = [f"{m}: {n}" for _, m, n, inside in ALL if inside and room_of(m) not in COMMAND_LINE]
     assert not wrong, wrong
 
 

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n coordinator/v1/coordinator.proto\x12\x0e\x63oordinator.v1\"A\n\nSignedCall\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"6\n\x05Stamp\x12\x0c\n\x04\x61t_s\x18\x01 \x01(\x01\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x10\n\x08protocol\x18\x03 \x01(\r\"\x96\x01\n\x0bJoinRequest\x12$\n\x05stamp\x18\x01 \x01(\x0b\x32\x15.coordinator.v1.Stamp\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12 \n\x03run\x18\x03 \x01(\x0b\x32\x13.coordinator.v1.Run\x12\x17\n\x0f\x63\x61pacity_stages\x18\x04 \x01(\r\x12\x11\n\taddresses\x18\x05 \x03(\t\"\x98\x01\n\x0cJoinResponse\x12 \n\x03run\x18\x01 \x01(\x0b\x32\x13.coordinator.v1.Run\x12\x11\n\taddresses\x18\x02 \x03(\t\x12\x13\n\x0b\x66irst_stage\x18\x03 \x01(\r\x12\x12\n\nstop_stage\x18\x04 \x01(\r\x12\x19\n\x11heartbeat_every_s\x18\x05 \x01(\x01\x12\x0f\n\x07\x63lock_s\x18\x06 \x01(\x01\"\xa4\x01\n\x03Run\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0e\n\x06sealed\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\nbase_model\x18\x04 \x01(\t\x12\x12\n\nnum_stages\x18\x05 \x01(\r\x12\x12\n\nnum_layers\x18\x06 \x01(\r\x12\x11\n\tmax_steps\x18\x07 \x01(\x04\x12\x1b\n\x13target_batch_tokens\x18\x08 \x01(\x04\"\x83\x01\n\x10HeartbeatRequest\x12$\n\x05stamp\x18\x01 \x01(\x0b\x32\x15.coordinator.v1.Stamp\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0e\n\x06record\x18\x03 \x01(\x0c\x12$\n\x05\x66\x61\x63ts\x18\x04 \x01(\x0b\x32\x15.coordinator.v1.Facts\"\xe1\x02\n\x05\x46\x61\x63ts\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x13\n\x0b\x66irst_stage\x18\x03 \x01(\r\x12\x12\n\nstop_stage\x18\x04 \x01(\r\x12\x17\n\x0f\x63\x61pacity_stages\x18\x05 \x01(\r\x12\x0e\n\x06\x64rives\x18\x06 \x01(\x08\x12\x0f\n\x07version\x18\x07 \x01(\x04\x12\x11\n\tbase_hash\x18\x08 \x01(\t\x12\x18\n\x10\x63ommitted_tokens\x18\t \x01(\x04\x12\x0e\n\x06tokens\x18\n \x01(\x04\x12\x14\n\x0ctokens_per_s\x18\x0b \x01(\x01\x12\x11\n\x04loss\x18\x0c \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rheld_out_loss\x18\r \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0ctokens_given\x18\x0e \x01(\x04\x12\x12\n\nbytes_sent\x18\x0f \x01(\x04\x12\x11\n\taddresses\x18\x10 \x03(\tB\x07\n\x05_lossB\x10\n\x0e_held_out_loss\"8\n\x11HeartbeatResponse\x12\x11\n\tnext_in_s\x18\x01 \x01(\x01\x12\x10\n\x08is_known\x18\x02 \x01(\x08\"I\n\x0cLeaveRequest\x12$\n\x05stamp\x18\x01 \x01(\x0b\x32\x15.coordinator.v1.Stamp\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\"\x0f\n\rLeaveResponse\"L\n\x0fWatchRunRequest\x12$\n\x05stamp\x18\x01 \x01(\x0b\x32\x15.coordinator.v1.Stamp\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\"\xc4\x01\n\x10WatchRunResponse\x12(\n\x06member\x18\x01 \x01(\x0b\x32\x16.coordinator.v1.MemberH\x00\x12$\n\x04gone\x18\x02 \x01(\x0b\x32\x14.coordinator.v1.GoneH\x00\x12)\n\x04plan\x18\x03 \x01(\x0b\x32\x19.coordinator.v1.RoundPlanH\x00\x12+\n\x06status\x18\x04 \x01(\x0b\x32\x19.coordinator.v1.RunStatusH\x00\x42\x08\n\x06\x63hange\">\n\x06Member\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0e\n\x06record\x18\x02 \x01(\x0c\x12\x13\n\x0bheard_s_ago\x18\x03 \x01(\x01\"+\n\x04Gone\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x12\n\nis_evicted\x18\x02 \x01(\x08\"4\n\tRunStatus\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.coordinator.v1.RunState\"\x9d\x01\n\tRoundPlan\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x11\n\tbase_hash\x18\x03 \x01(\t\x12(\n\x07members\x18\x04 \x03(\x0b\x32\x17.coordinator.v1.Planned\x12\x0e\n\x06leader\x18\x05 \x01(\t\x12\x12\n\nbegin_at_s\x18\x06 \x01(\x01\x12\x12\n\ndeadline_s\x18\x07 \x01(\x01\"C\n\x07Planned\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66irst_stage\x18\x02 \x01(\r\x12\x12\n\nstop_stage\x18\x03 \x01(\r\"\xdc\x01\n\x12ReportRoundRequest\x12$\n\x05stamp\x18\x01 \x01(\x0b\x32\x15.coordinator.v1.Stamp\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0f\n\x07plan_id\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x0f\n\x07outcome\x18\x05 \x01(\t\x12\x13\n\x0bnum_members\x18\x06 \x01(\r\x12\x0e\n\x06tokens\x18\x07 \x01(\x04\x12\x0f\n\x07seconds\x18\x08 \x01(\x01\x12\x12\n\nbytes_sent\x18\t \x01(\x04\x12\x0e\n\x06reason\x18\n \x01(\t\"\x15\n\x13ReportRoundResponse\"\x11\n\x0fListRunsRequest\"<\n\x10ListRunsResponse\x12(\n\x04runs\x18\x01 \x03(\x0b\x32\x1a.coordinator.v1.RunSummary\"\xa3\x01\n\nRunSummary\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.coordinator.v1.RunState\x12\x11\n\tnum_peers\x18\x05 \x01(\r\x12\x0f\n\x07version\x18\x06 \x01(\x04\x12\x11\n\tmax_steps\x18\x07 \x01(\x04\"#\n\x0cPauseRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\"\x0f\n\rPauseResponse\"$\n\rResumeRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\"\x10\n\x0eResumeResponse\"4\n\x0c\x45victRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\"\x0f\n\rEvictResponse\"$\n\rFinishRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\"\x10\n\x0e\x46inishResponse*\xb2\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_WAITING\x10\x01\x12\x14\n\x10RUN_STATE_WARMUP\x10\x02\x12\x16\n\x12RUN_STATE_TRAINING\x10\x03\x12\x18\n\x14RUN_STATE_ROUND_OPEN\x10\x04\x12\x14\n\x10RUN_STATE_PAUSED\x10\x05\x12\x16\n\x12RUN_STATE_FINISHED\x10\x06\x32\xca\x03\n\x0b\x43oordinator\x12@\n\x04Join\x12\x1a.coordinator.v1.SignedCall\x1a\x1c.coordinator.v1.JoinResponse\x12J\n\tHeartbeat\x12\x1a.coordinator.v1.SignedCall\x1a!.coordinator.v1.HeartbeatResponse\x12\x42\n\x05Leave\x12\x1a.coordinator.v1.SignedCall\x1a\x1d.coordinator.v1.LeaveResponse\x12J\n\x08WatchRun\x12\x1a.coordinator.v1.SignedCall\x1a .coordinator.v1.WatchRunResponse0\x01\x12N\n\x0bReportRound\x12\x1a.coordinator.v1.SignedCall\x1a#.coordinator.v1.ReportRoundResponse\x12M\n\x08ListRuns\x12\x1f.coordinator.v1.ListRunsRequest\x1a .coordinator.v1.ListRunsResponse2\xa8\x02\n\x08Operator\x12\x44\n\x05Pause\x12\x1c.coordinator.v1.PauseRequest\x1a\x1d.coordinator.v1.PauseResponse\x12G\n\x06Resume\x12\x1d.coordinator.v1.ResumeRequest\x1a\x1e.coordinator.v1.ResumeResponse\x12\x44\n\x05\x45vict\x12\x1c.coordinator.v1.EvictRequest\x1a\x1d.coordinator.v1.EvictResponse\x12G\n\x06\x46inish\x12\x1d.coordinator.v1.FinishRequest\x1a\x1e.coordinator.v1.FinishResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n coordinator/v1/coordinator.proto\x12\x0e\x63oordinator.v1\"A\n\nSignedCall\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"6\n\x05Stamp\x12\x0c\n\x04\x61t_s\x18\x01 \x01(\x01\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x10\n\x08protocol\x18\x03 \x01(\r\"\x96\x01\n\x0bJoinRequest\x12$\n\x05stamp\x18\x01 \x01(\x0b\x32\x15.coordinator.v1.Stamp\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12 \n\x03run\x18\x03 \x01(\x0b\x32\x13.coordinator.v1.Run\x12\x17\n\x0f\x63\x61pacity_stages\x18\x04 \x01(\r\x12\x11\n\taddresses\x18\x05 \x03(\t\"\x98\x01\n\x0cJoinResponse\x12 \n\x03run\x18\x01 \x01(\x0b\x32\x13.coordinator.v1.Run\x12\x11\n\taddresses\x18\x02 \x03(\t\x12\x13\n\x0b\x66irst_stage\x18\x03 \x01(\r\x12\x12\n\nstop_stage\x18\x04 \x01(\r\x12\x19\n\x11heartbeat_every_s\x18\x05 \x01(\x01\x12\x0f\n\x07\x63lock_s\x18\x06 \x01(\x01\"\xa4\x01\n\x03Run\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0e\n\x06sealed\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\nbase_model\x18\x04 \x01(\t\x12\x12\n\nnum_stages\x18\x05 \x01(\r\x12\x12\n\nnum_layers\x18\x06 \x01(\r\x12\x11\n\tmax_steps\x18\x07 \x01(\x04\x12\x1b\n\x13target_batch_tokens\x18\x08 \x01(\x04\"\x83\x01\n\x10HeartbeatRequest\x12$\n\x05stamp\x18\x01 \x01(\x0b\x32\x15.coordinator.v1.Stamp\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0e\n\x06record\x18\x03 \x01(\x0c\x12$\n\x05\x66\x61\x63ts\x18\x04 \x01(\x0b\x32\x15.coordinator.v1.Facts\"\xe1\x02\n\x05\x46\x61\x63ts\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x13\n\x0b\x66irst_stage\x18\x03 \x01(\r\x12\x12\n\nstop_stage\x18\x04 \x01(\r\x12\x17\n\x0f\x63\x61pacity_stages\x18\x05 \x01(\r\x12\x0e\n\x06\x64rives\x18\x06 \x01(\x08\x12\x0f\n\x07version\x18\x07 \x01(\x04\x12\x11\n\tbase_hash\x18\x08 \x01(\t\x12\x18\n\x10\x63ommitted_tokens\x18\t \x01(\x04\x12\x0e\n\x06tokens\x18\n \x01(\x04\x12\x14\n\x0ctokens_per_s\x18\x0b \x01(\x01\x12\x11\n\x04loss\x18\x0c \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rheld_out_loss\x18\r \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0ctokens_given\x18\x0e \x01(\x04\x12\x12\n\nbytes_sent\x18\x0f \x01(\x04\x12\x11\n\taddresses\x18\x10 \x03(\tB\x07\n\x05_lossB\x10\n\x0e_held_out_loss\"8\n\x11HeartbeatResponse\x12\x11\n\tnext_in_s\x18\x01 \x01(\x01\x12\x10\n\x08is_known\x18\x02 \x01(\x08\"I\n\x0cLeaveRequest\x12$\n\x05stamp\x18\x01 \x01(\x0b\x32\x15.coordinator.v1.Stamp\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\"\x0f\n\rLeaveResponse\"L\n\x0fWatchRunRequest\x12$\n\x05stamp\x18\x01 \x01(\x0b\x32\x15.coordinator.v1.Stamp\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\"\xc4\x01\n\x10WatchRunResponse\x12(\n\x06member\x18\x01 \x01(\x0b\x32\x16.coordinator.v1.MemberH\x00\x12$\n\x04gone\x18\x02 \x01(\x0b\x32\x14.coordinator.v1.GoneH\x00\x12)\n\x04plan\x18\x03 \x01(\x0b\x32\x19.coordinator.v1.RoundPlanH\x00\x12+\n\x06status\x18\x04 \x01(\x0b\x32\x19.coordinator.v1.RunStatusH\x00\x42\x08\n\x06\x63hange\">\n\x06Member\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0e\n\x06record\x18\x02 \x01(\x0c\x12\x13\n\x0bheard_s_ago\x18\x03 \x01(\x01\"+\n\x04Gone\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x12\n\nis_evicted\x18\x02 \x01(\x08\"I\n\tRunStatus\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.coordinator.v1.RunState\x12\x13\n\x0b\x62y_operator\x18\x02 \x01(\x08\"\x9d\x01\n\tRoundPlan\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x11\n\tbase_hash\x18\x03 \x01(\t\x12(\n\x07members\x18\x04 \x03(\x0b\x32\x17.coordinator.v1.Planned\x12\x0e\n\x06leader\x18\x05 \x01(\t\x12\x12\n\nbegin_at_s\x18\x06 \x01(\x01\x12\x12\n\ndeadline_s\x18\x07 \x01(\x01\"C\n\x07Planned\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66irst_stage\x18\x02 \x01(\r\x12\x12\n\nstop_stage\x18\x03 \x01(\r\"\xdc\x01\n\x12ReportRoundRequest\x12$\n\x05stamp\x18\x01 \x01(\x0b\x32\x15.coordinator.v1.Stamp\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0f\n\x07plan_id\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x0f\n\x07outcome\x18\x05 \x01(\t\x12\x13\n\x0bnum_members\x18\x06 \x01(\r\x12\x0e\n\x06tokens\x18\x07 \x01(\x04\x12\x0f\n\x07seconds\x18\x08 \x01(\x01\x12\x12\n\nbytes_sent\x18\t \x01(\x04\x12\x0e\n\x06reason\x18\n \x01(\t\"\x15\n\x13ReportRoundResponse\"\x11\n\x0fListRunsRequest\"<\n\x10ListRunsResponse\x12(\n\x04runs\x18\x01 \x03(\x0b\x32\x1a.coordinator.v1.RunSummary\"\xa3\x01\n\nRunSummary\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.coordinator.v1.RunState\x12\x11\n\tnum_peers\x18\x05 \x01(\r\x12\x0f\n\x07version\x18\x06 \x01(\x04\x12\x11\n\tmax_steps\x18\x07 \x01(\x04\"#\n\x0cPauseRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\"\x0f\n\rPauseResponse\"$\n\rResumeRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\"\x10\n\x0eResumeResponse\"4\n\x0c\x45victRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\"\x0f\n\rEvictResponse\"$\n\rFinishRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\"\x10\n\x0e\x46inishResponse*\xb2\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_WAITING\x10\x01\x12\x14\n\x10RUN_STATE_WARMUP\x10\x02\x12\x16\n\x12RUN_STATE_TRAINING\x10\x03\x12\x18\n\x14RUN_STATE_ROUND_OPEN\x10\x04\x12\x14\n\x10RUN_STATE_PAUSED\x10\x05\x12\x16\n\x12RUN_STATE_FINISHED\x10\x06\x32\xca\x03\n\x0b\x43oordinator\x12@\n\x04Join\x12\x1a.coordinator.v1.SignedCall\x1a\x1c.coordinator.v1.JoinResponse\x12J\n\tHeartbeat\x12\x1a.coordinator.v1.SignedCall\x1a!.coordinator.v1.HeartbeatResponse\x12\x42\n\x05Leave\x12\x1a.coordinator.v1.SignedCall\x1a\x1d.coordinator.v1.LeaveResponse\x12J\n\x08WatchRun\x12\x1a.coordinator.v1.SignedCall\x1a .coordinator.v1.WatchRunResponse0\x01\x12N\n\x0bReportRound\x12\x1a.coordinator.v1.SignedCall\x1a#.coordinator.v1.ReportRoundResponse\x12M\n\x08ListRuns\x12\x1f.coordinator.v1.ListRunsRequest\x1a .coordinator.v1.ListRunsResponse2\xa8\x02\n\x08Operator\x12\x44\n\x05Pause\x12\x1c.coordinator.v1.PauseRequest\x1a\x1d.coordinator.v1.PauseResponse\x12G\n\x06Resume\x12\x1d.coordinator.v1.ResumeRequest\x1a\x1e.coordinator.v1.ResumeResponse\x12\x44\n\x05\x45vict\x12\x1c.coordinator.v1.EvictRequest\x1a\x1d.coordinator.v1.EvictResponse\x12G\n\x06\x46inish\x12\x1d.coordinator.v1.FinishRequest\x1a\x1e.coordinator.v1.FinishResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'coordinator.v1.coordinator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RUNSTATE']._serialized_start=2690
-  _globals['_RUNSTATE']._serialized_end=2868
+  _globals['_RUNSTATE']._serialized_start=2711
+  _globals['_RUNSTATE']._serialized_end=2889
   _globals['_SIGNEDCALL']._serialized_start=52
   _globals['_SIGNEDCALL']._serialized_end=117
   _globals['_STAMP']._serialized_start=119
@@ -62,39 +62,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GONE']._serialized_start=1631
   _globals['_GONE']._serialized_end=1674
   _globals['_RUNSTATUS']._serialized_start=1676
-  _globals['_RUNSTATUS']._serialized_end=1728
-  _globals['_ROUNDPLAN']._serialized_start=1731
-  _globals['_ROUNDPLAN']._serialized_end=1888
-  _globals['_PLANNED']._serialized_start=1890
-  _globals['_PLANNED']._serialized_end=1957
-  _globals['_REPORTROUNDREQUEST']._serialized_start=1960
-  _globals['_REPORTROUNDREQUEST']._serialized_end=2180
-  _globals['_REPORTROUNDRESPONSE']._serialized_start=2182
-  _globals['_REPORTROUNDRESPONSE']._serialized_end=2203
-  _globals['_LISTRUNSREQUEST']._serialized_start=2205
-  _globals['_LISTRUNSREQUEST']._serialized_end=2222
-  _globals['_LISTRUNSRESPONSE']._serialized_start=2224
-  _globals['_LISTRUNSRESPONSE']._serialized_end=2284
-  _globals['_RUNSUMMARY']._serialized_start=2287
-  _globals['_RUNSUMMARY']._serialized_end=2450
-  _globals['_PAUSEREQUEST']._serialized_start=2452
-  _globals['_PAUSEREQUEST']._serialized_end=2487
-  _globals['_PAUSERESPONSE']._serialized_start=2489
-  _globals['_PAUSERESPONSE']._serialized_end=2504
-  _globals['_RESUMEREQUEST']._serialized_start=2506
-  _globals['_RESUMEREQUEST']._serialized_end=2542
-  _globals['_RESUMERESPONSE']._serialized_start=2544
-  _globals['_RESUMERESPONSE']._serialized_end=2560
-  _globals['_EVICTREQUEST']._serialized_start=2562
-  _globals['_EVICTREQUEST']._serialized_end=2614
-  _globals['_EVICTRESPONSE']._serialized_start=2616
-  _globals['_EVICTRESPONSE']._serialized_end=2631
-  _globals['_FINISHREQUEST']._serialized_start=2633
-  _globals['_FINISHREQUEST']._serialized_end=2669
-  _globals['_FINISHRESPONSE']._serialized_start=2671
-  _globals['_FINISHRESPONSE']._serialized_end=2687
-  _globals['_COORDINATOR']._serialized_start=2871
-  _globals['_COORDINATOR']._serialized_end=3329
-  _globals['_OPERATOR']._serialized_start=3332
-  _globals['_OPERATOR']._serialized_end=3628
+  _globals['_RUNSTATUS']._serialized_end=1749
+  _globals['_ROUNDPLAN']._serialized_start=1752
+  _globals['_ROUNDPLAN']._serialized_end=1909
+  _globals['_PLANNED']._serialized_start=1911
+  _globals['_PLANNED']._serialized_end=1978
+  _globals['_REPORTROUNDREQUEST']._serialized_start=1981
+  _globals['_REPORTROUNDREQUEST']._serialized_end=2201
+  _globals['_REPORTROUNDRESPONSE']._serialized_start=2203
+  _globals['_REPORTROUNDRESPONSE']._serialized_end=2224
+  _globals['_LISTRUNSREQUEST']._serialized_start=2226
+  _globals['_LISTRUNSREQUEST']._serialized_end=2243
+  _globals['_LISTRUNSRESPONSE']._serialized_start=2245
+  _globals['_LISTRUNSRESPONSE']._serialized_end=2305
+  _globals['_RUNSUMMARY']._serialized_start=2308
+  _globals['_RUNSUMMARY']._serialized_end=2471
+  _globals['_PAUSEREQUEST']._serialized_start=2473
+  _globals['_PAUSEREQUEST']._serialized_end=2508
+  _globals['_PAUSERESPONSE']._serialized_start=2510
+  _globals['_PAUSERESPONSE']._serialized_end=2525
+  _globals['_RESUMEREQUEST']._serialized_start=2527
+  _globals['_RESUMEREQUEST']._serialized_end=2563
+  _globals['_RESUMERESPONSE']._serialized_start=2565
+  _globals['_RESUMERESPONSE']._serialized_end=2581
+  _globals['_EVICTREQUEST']._serialized_start=2583
+  _globals['_EVICTREQUEST']._serialized_end=2635
+  _globals['_EVICTRESPONSE']._serialized_start=2637
+  _globals['_EVICTRESPONSE']._serialized_end=2652
+  _globals['_FINISHREQUEST']._serialized_start=2654
+  _globals['_FINISHREQUEST']._serialized_end=2690
+  _globals['_FINISHRESPONSE']._serialized_start=2692
+  _globals['_FINISHRESPONSE']._serialized_end=2708
+  _globals['_COORDINATOR']._serialized_start=2892
+  _globals['_COORDINATOR']._serialized_end=3350
+  _globals['_OPERATOR']._serialized_start=3353
+  _globals['_OPERATOR']._serialized_end=3649
 # @@protoc_insertion_point(module_scope)

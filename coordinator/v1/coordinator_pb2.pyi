@@ -201,10 +201,12 @@ class Gone(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., is_evicted: _Optional[bool] = ...) -> None: ...
 
 class RunStatus(_message.Message):
-    __slots__ = ("state",)
+    __slots__ = ("state", "by_operator")
     STATE_FIELD_NUMBER: _ClassVar[int]
+    BY_OPERATOR_FIELD_NUMBER: _ClassVar[int]
     state: RunState
-    def __init__(self, state: _Optional[_Union[RunState, str]] = ...) -> None: ...
+    by_operator: bool
+    def __init__(self, state: _Optional[_Union[RunState, str]] = ..., by_operator: _Optional[bool] = ...) -> None: ...
 
 class RoundPlan(_message.Message):
     __slots__ = ("id", "version", "base_hash", "members", "leader", "begin_at_s", "deadline_s")

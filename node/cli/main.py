@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("node.cli.evaluate", "Held-out loss and perplexity of the base model and of the adapter."),
     "chat": ("node.cli.chat", "Talk to the result in the terminal."),
     "export": ("node.cli.export", "Write the adapter as files that other programs read."),
+    "coordinator": ("coordinator.operator_cli", "Serve the optional helper of swarms, and steer their runs."),
     "config": ("node.cli.config", "Show a recipe as it is understood, or the schema of all keys."),
 }
 
@@ -32,7 +33,7 @@ _SECTIONS = (
     ("First steps", ("demo", "init", "plan")),
     ("Train", ("start", "join", "status", "stop")),
     ("Use the result", ("eval", "chat", "export")),
-    ("More", ("config",)),
+    ("More", ("coordinator", "config")),
 )
 _EXIT_BUG = 70
 _EXIT_INTERRUPTED = 130

@@ -235,7 +235,8 @@ class CoordinatorLink:
                     self._watch.ordered()
                 case "status":
                     self._orders.is_paused = change.status.state == pb.RUN_STATE_PAUSED
-                    self._orders.is_finished |= change.status.state == pb.RUN_STATE_FINISHED
+                    is_finished = change.status.state == pb.RUN_STATE_FINISHED
+                    self._orders.is_finished |= is_finished and change.status.by_operator
                     self._watch.ordered()
 
     def _see(self, member: pb.Member) -> None:
