@@ -147,7 +147,7 @@ async def test_what_changes_is_seen_by_the_others(world):
 async def test_members_go_on_without_the_coordinator_and_come_back_to_it(tmp_path, unused_tcp_port):
     async with AsyncExitStack() as stack:
         server = Killable(tmp_path / "coordinator", unused_tcp_port).start()
-        stack.callback(lambda: server.kill())
+        stack.callback(server.kill)
         world = World(tmp_path, stack, server.address)
         a, b = await world.node(), await world.node()
         await sees(a, lambda view: b.identity.peer_id in ids(view))
