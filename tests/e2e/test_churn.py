@@ -58,7 +58,7 @@ class Form:
     """Tokens of a step."""
 
 
-SHORT, LONG = Form(4, 90.0, 2, 15, 1024), Form(8, 45.0, 0, 110, 2048)
+SHORT, LONG = Form(4, 90.0, 2, 15, 1024), Form(8, 45.0, 0, 350, 640)
 
 
 @pytest.mark.parametrize("mean_s", [15.0, 60.0])
