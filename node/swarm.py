@@ -16,7 +16,7 @@ from node.network.addresses import split_peer_id
 from node.network.membership import Membership
 from node.trust.identity import short
 
-_ANNOUNCE_EVERY_S = 6.0
+ANNOUNCE_EVERY_S = 6.0
 """While nothing changes: a record lives long enough for two of them to be lost."""
 _REMEMBER_EVERY_S = 30.0
 _REDIAL_EVERY_S = 5.0
@@ -75,7 +75,7 @@ class Heartbeat:
         me, now = self._describe(), time.monotonic()
         if marks(me) != self._announced or now >= self._announce_at:
             is_taken = await self._membership.announce(me)
-            self._announced, self._announce_at = marks(me), now + (_ANNOUNCE_EVERY_S if is_taken else 0.0)
+            self._announced, self._announce_at = marks(me), now + (ANNOUNCE_EVERY_S if is_taken else 0.0)
 
     async def run(self, *, every_s: float = 1.0) -> None:
         """Beat until cancelled, and meanwhile look for those who were lost."""
