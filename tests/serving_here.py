@@ -35,11 +35,16 @@ class Killable:
     port: int
     process: subprocess.Popen = field(init=False)
     address: str = ""
+    ip: str = "127.0.0.1"
+    inside: tuple[str, ...] = ()
+    """What stands before the command, such as what enters a network namespace."""
 
     def start(self):
         """Start it and wait for its address."""
-        command = ("-m", "coordinator", "serve", "--listen", f"127.0.0.1:{self.port}", "--state", str(self.folder))
-        self.process = subprocess.Popen([sys.executable, "-u", *command], stdout=subprocess.PIPE, text=True)
+        command = ("-m", "coordinator", "serve", "--listen", f"{self.ip}:{self.port}", "--state", str(self.folder))
+        self.process = subprocess.Popen(
+            [*self.inside, sys.executable, "-u", *command], stdout=subprocess.PIPE, text=True
+        )
         for line in self.process.stdout:
             if line.startswith("coordinator://"):
                 self.address = line.strip()

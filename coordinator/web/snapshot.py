@@ -138,6 +138,8 @@ class RunView(_Frozen):
     fingerprint: Name
     name: Name
     base_model: Text = ""
+    coordinator: Text = ""
+    """Whether it is there, in words; empty for a run without."""
     state: Name = ""
     version: Count = 0
     max_steps: Count = 0

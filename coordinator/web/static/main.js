@@ -43,7 +43,7 @@ function draw() {
   if (!run) return;
   drawRuns(snapshot.runs.map(({ fingerprint, name }) => ({ fingerprint, name })), run.fingerprint);
   setText("name", run.name || "a run without a name");
-  setText("about", [run.base_model, run.state, run.fingerprint.slice(0, 12)].filter(Boolean).join(" · "));
+  setText("about", [run.base_model, run.state, run.coordinator, run.fingerprint.slice(0, 12)].filter(Boolean).join(" · "));
   drawFigures({ ...run, training: null, held_out: null, rounds: null, hints: null });
   drawChart(run);
   drawHints(run.hints, run.fingerprint);
