@@ -25,7 +25,7 @@ from node.enlist import Enlisted, Request, found, join
 from node.gathering import Gathered, gather
 from node.host.devices import pick_device
 from node.host.home import Home
-from node.listening import listen_addresses, remember_port
+from node.listening import listen_addresses, remember_port, tell_lan
 from node.loaded import Host, Loaded
 from node.network.dht import RECORD_LIFETIME_S, DhtMembership
 from node.network.door import Door, StageState
@@ -167,7 +167,7 @@ class Daemon:
         membership = self._helped(dht, self._enlisted)
         self._cleanup.push_async_callback(membership.close)
         self._cleanup.push_async_callback(self._leave, membership)
-        self._heartbeat = Heartbeat(
+        heartbeat = self._heartbeat = Heartbeat(
             membership,
             describe=self._describe,
             folder=self._enlisted.folder,
@@ -177,7 +177,10 @@ class Daemon:
         self._events.emit(Listening(self._identity.peer_id, self._addresses))
         if self._enlisted.known_addresses:
             await membership.meet(dict.fromkeys(self._enlisted.known_addresses))
-        self._background.append(asyncio.create_task(self._heartbeat.run(), name="heartbeat"))
+        self._background.append(asyncio.create_task(heartbeat.run(), name="heartbeat"))
+        if self._settings.lan:
+            about = (self._enlisted.recipe, self._enlisted.fingerprint, self._settings, self._home, self._events)
+            self._background.append(asyncio.create_task(tell_lan(*about, lambda: heartbeat.view), name="lan"))
         return Signal.ASSIGNED
 
     def _helped(self, dht: DhtMembership, run: Enlisted) -> Membership:
@@ -209,11 +212,7 @@ class Daemon:
         )
         self._enlisted = enlisted.with_model_folder(folder)
         trainer = await load_trainer(
-            self._enlisted,
-            cutting,
-            device=device,
-            events=self._events,
-            peer_id=self._identity.peer_id,
+            self._enlisted, cutting, device=device, events=self._events, peer_id=self._identity.peer_id
         )
         if trainer.checkpoint is not None:
             self._board.restore(dict(trainer.checkpoint.counters))

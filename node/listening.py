@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from node.config.local import LocalSettings
+from node.config.recipe import Recipe
 from node.core.errors import ConfigError
+from node.core.events import EventBus
+from node.core.types import SwarmView
 from node.host.home import Home
-from node.network.addresses import refuse_taken_port, tcp_port_of
+from node.network.addresses import host_of, refuse_taken_port, tcp_port_of
+from node.network.interfaces import Interface, listened_on, neighbours
+from node.network.lan import Notice, tell_neighbours
 
 DEFAULT_PORT = 4040
 _ANY_PORT = "/ip4/0.0.0.0/tcp/0"
@@ -28,6 +35,53 @@ def remember_port(home: Home, addresses: tuple[str, ...]) -> None:
     port = next((port for address in addresses if (port := tcp_port_of(address))), None)
     if port:
         home.remember_port(port)
+
+
+def lan_notice(
+    recipe: Recipe,
+    fingerprint: str,
+    settings: LocalSettings,
+    port: int | None,
+    view: SwarmView,
+    interfaces: Sequence[Interface],
+) -> Notice:
+    """Return what the local network is told of the run that this node takes part in.
+
+    Args:
+        recipe: The run's.
+        fingerprint: The run's.
+        settings: What to listen on and what to announce; of the latter, what neighbours can dial goes first.
+        port: What a TCP port of 0 became, if it did.
+        view: The swarm as this node sees it.
+        interfaces: Those that neighbours are on.
+    """
+    said = ((host_of(a), tcp_port_of(a)) for a in settings.announce if a.startswith("/ip4/"))
+    near = [(host, at) for host, at in said if at and neighbours([host], interfaces)]
+    found = near or listened_on(settings.listen, interfaces, port=port)
+    return Notice(
+        peer_id=view.me,
+        run_name=recipe.potluck.name or "",
+        base_model=recipe.base_model,
+        fingerprint=fingerprint,
+        num_peers=len(view.peers),
+        addresses=tuple(f"/ip4/{host}/tcp/{at}/p2p/{view.me}" for host, at in found),
+    )
+
+
+async def tell_lan(
+    recipe: Recipe,
+    fingerprint: str,
+    settings: LocalSettings,
+    home: Home,
+    events: EventBus,
+    view: Callable[[], SwarmView],
+) -> None:
+    """Tell the local network of the run that this node takes part in, until cancelled."""
+
+    def describe(interfaces: Sequence[Interface]) -> Notice:
+        return lan_notice(recipe, fingerprint, settings, home.remembered_port(), view(), interfaces)
+
+    await tell_neighbours(describe, events)
 
 
 def _free(address: str, port: int) -> str | None:

@@ -66,6 +66,12 @@ _OPTIONS = (
     ),
     click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads to train with."),
     click.option("--name", help="This node's name on the others' screens."),
+    click.option(
+        "--lan/--no-lan",
+        default=None,
+        help="Tell the local network what is trained here (run, model, number of peers), so that `potluck join` there "
+        "needs no address. Default: yes, or `lan` in config.toml.",
+    ),
     click.option("--fresh", is_flag=True, help="Begin the run anew; what there was is moved aside, not deleted."),
     click.option(
         "--dashboard",

@@ -46,6 +46,8 @@ class LocalSettings(BaseModel):
     """Multiaddresses that others should dial; those listened on when empty."""
     coordinator: Annotated[str, Field(max_length=600, pattern=r"^(none|coordinator(\+insecure)?://.+)$")] | None = None
     """Address of a coordinator that helps peers to find each other; `none` for no more of one used before."""
+    lan: bool = True
+    """Whether the local network is told by multicast DNS what is trained here, so that others need no address."""
     name: Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[\w .-]+$")] = Field(default_factory=_host_name)
     """This node's name on the others' screens."""
     metrics: Annotated[str, Field(max_length=300, pattern=r"^([\w.-]*:|\[[0-9A-Fa-f:.]+\]:)?\d{1,5}$")] | None = None

@@ -28,8 +28,9 @@ from node.core.errors import ConfigError, NoPeerReachable, SwarmError
 from node.core.sockets import SocketFolder
 from node.core.text import brief
 from node.core.types import PeerId
-from node.network.addresses import is_reachable_from_outside, refuse_taken_port, split_peer_id
+from node.network.addresses import refuse_taken_port, split_peer_id
 from node.network.dht_bounds import DHT_QUOTA, GatedP2P
+from node.network.interfaces import announced, local_interfaces
 from node.network.quotas import Gate, Told, log_line
 
 _START_TIMEOUT_S = 15.0
@@ -52,8 +53,11 @@ PEER_FAILED = (
 class RunningP2P:
     """A running libp2p daemon and hivemind's handle on it."""
 
-    def __init__(self, p2p: P2P, child: asyncio.subprocess.Process, sockets: SocketFolder) -> None:
+    def __init__(
+        self, p2p: P2P, child: asyncio.subprocess.Process, sockets: SocketFolder, announce: Sequence[str] = ()
+    ) -> None:
         self.p2p = p2p
+        self._announce = tuple(announce)
         self.told: Told = log_line
         """Told by the handlers who is over which quota."""
         if isinstance(p2p, GatedP2P):
@@ -79,10 +83,10 @@ class RunningP2P:
         """Return the multiaddrs under which this node can be dialled, its peer id included, best first."""
         visible = await self.p2p.get_visible_maddrs(latest=True)
         suffix = f"/p2p/{self.peer_id}"
-        texts = {str(maddr) if "/p2p/" in str(maddr) else f"{maddr}{suffix}" for maddr in visible}
-        ranked = sorted(texts, key=lambda text: (not is_reachable_from_outside(text), "/tcp/" not in text, text))
-        outside = [text for text in ranked if is_reachable_from_outside(text)]
-        return tuple(outside or ranked)
+        texts = [str(maddr) if "/p2p/" in str(maddr) else f"{maddr}{suffix}" for maddr in visible]
+        if self._announce:  # what the owner says is what others are told
+            return tuple(texts)
+        return announced(texts, await asyncio.to_thread(local_interfaces))
 
     async def connect(self, address: str, *, timeout_s: float = 8.0) -> PeerId:
         """Dial `address` (a multiaddr that ends in `/p2p/<peer id>`) and return the peer's id.
@@ -201,7 +205,7 @@ async def _start(
         raise SwarmError(
             f"The network daemon did not start: {error.message} {' '.join(log)}".strip(), hint=_start_hint(log, listen)
         ) from error
-    return RunningP2P(p2p, child, sockets)
+    return RunningP2P(p2p, child, sockets, announce)
 
 
 async def _attach(control: str, runtime: Path, child: asyncio.subprocess.Process) -> P2P:
