@@ -66,6 +66,7 @@ LEVELS = {
     "node.daemon": 12,
     "node.dashboard": 12,
     "node.demo": 12,
+    "node.doctor": 12,
     "node.cli": 13,
     "node.__main__": 14,
 }
@@ -81,6 +82,7 @@ ONLY_IN = {
     "bitsandbytes": ("node.model",),
     "datasets": ("node.data",),
     "ifaddr": ("node.network",),
+    "segno": ("node.observe",),
     "starlette": (),
     "uvicorn": (),
     "zeroconf": ("node.network",),

@@ -26,11 +26,12 @@ VERBS: dict[str, tuple[str, str]] = {
     "chat": ("node.cli.chat", "Talk to the result in the terminal."),
     "export": ("node.cli.export", "Write the adapter as files that other programs read."),
     "coordinator": ("coordinator.operator_cli", "Serve the optional helper of swarms, and steer their runs."),
+    "doctor": ("node.cli.doctor", "Examine this machine: what keeps it from training or from being reached."),
     "config": ("node.cli.config", "Show a recipe as it is understood, or the schema of all keys."),
 }
 
 _SECTIONS = (
-    ("First steps", ("demo", "init", "plan")),
+    ("First steps", ("demo", "init", "plan", "doctor")),
     ("Train", ("start", "join", "status", "stop")),
     ("Use the result", ("eval", "chat", "export")),
     ("More", ("coordinator", "config")),

@@ -220,7 +220,8 @@ async def _live(
 
     daemon = Daemon(home=place, settings=settings, request=request, events=events, say=say)
     _leave_on_signals(daemon.request_stop, say)
-    events.subscribe(_Introduction(daemon.status, say))
+    has_screen = is_terminal() and not is_json and not quiet
+    events.subscribe(_Introduction(daemon.status, say, columns=console.width if has_screen else 0))
     if is_json:
         events.subscribe(json_sink(sys.stdout))
         sys.stdout = sys.stderr  # what a library prints is no event
@@ -232,7 +233,7 @@ async def _live(
             tracking(trackers, daemon.status, events, place.path),
             _page(dashboard, daemon.status, events, place.path, say),
         ):
-            if is_terminal() and not is_json and not quiet:
+            if has_screen:
                 with LiveProgress(daemon.status, console) as panel:
                     events.subscribe(panel)
                     finished = await daemon.run()
@@ -264,9 +265,11 @@ def _page(listen: str | None, *arguments: Any) -> contextlib.AbstractAsyncContex
 class _Introduction:
     """Says who this node is and how to invite others, once it listens."""
 
-    def __init__(self, status: Callable[[], Any], say: Callable[[str], None]) -> None:
+    def __init__(self, status: Callable[[], Any], say: Callable[[str], None], *, columns: int) -> None:
+        """Set up; `columns` is the terminal's width, 0 where no person looks."""
         self._status = status
         self._say = say
+        self._columns = columns
 
     def __call__(self, event: Any) -> None:
         from node.core.events import Listening
@@ -278,7 +281,12 @@ class _Introduction:
         self._say(f"This node is {status.name} ({event.peer_id}).")
         self._say(f"It trains {run}{status.base_model}, {status.max_steps} steps, run {status.fingerprint[:12]}.")
         self._say("Bring in another machine with:\n")
-        self._say(f"potluck join {event.addresses[0]}\n")
+        line = f"potluck join {event.addresses[0]}"
+        self._say(f"{line}\n")
+        if self._columns:
+            from node.observe.qr import qr_code
+
+            self._say(qr_code(line, columns=self._columns))
 
 
 def _leave_on_signals(request_stop: Callable[[], None], say: Callable[[str], None]) -> None:

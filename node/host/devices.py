@@ -169,6 +169,13 @@ def _cpu_has_bf16() -> bool:
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
+def cuda_text() -> str:
+    """Return torch's version, and what it can do with GPUs or why not."""
+    if torch.cuda.is_available():
+        return f"{torch.__version__}, CUDA {torch.version.cuda}"
+    return f"{torch.__version__}, no GPU: {_why_no_cuda()}"
+
+
 def _why_no_cuda() -> str:
     if torch.version.cuda is None and torch.version.hip is None:
         return "this torch is a build without CUDA"

@@ -25,6 +25,15 @@ class Gpu:
     temperature_c: int | None
 
 
+def driver_version() -> str:
+    """Return the version of NVIDIA's driver, or '' if there is none that answers."""
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())[:_MAX_NAME]
+    except pynvml.NVMLError:
+        return ""
+
+
 class Gpus:
     """The machine's cards; loads the driver's library at the first question."""
 

@@ -15,7 +15,7 @@ import math
 import re
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from hivemind.p2p import P2P, P2PContext, PeerID
@@ -29,6 +29,7 @@ from node.core.text import printable
 from node.core.types import PeerId, PeerState
 from node.core.versions import Speaker
 from node.network.frames import CHUNK_S, OPENING_S, until_closed
+from node.network.knock import address_of, is_open
 from node.network.malformed import Malformed
 from node.network.messages import read_message, write_end, write_message
 from node.network.processes import PEER_FAILED
@@ -48,6 +49,7 @@ _QUOTA = Quota(streams=16, streams_of_peer=4, requests_per_s=5, burst=50)
 _FIRST_ANSWER_S = 8.0
 _PART_S = 15.0
 _MAX_CONCURRENT_SENDS = 2
+_MAX_CONCURRENT_KNOCKS = 4
 _MAX_LINEAGE = 256
 _MAX_TOLD = 256
 _MAX_ROUND_ID = 128
@@ -98,6 +100,11 @@ class Welcomed:
     peer_state: str
     clock_ahead_s: float
     """How far this machine's clock is ahead of the peer's, in seconds."""
+    speaker: Speaker = field(default_factory=Speaker.me)
+    port_is_open: bool | None = None
+    """Whether the peer reached the port that it was asked to knock at; None if it did not knock."""
+    seen_at: str = ""
+    """The IP address from which this node comes, as the peer sees it; '' if it did not say."""
 
 
 class Door:
@@ -116,10 +123,13 @@ class Door:
         self._turned_away: set[PeerId] = set()
         self._gate = Gate("door", _QUOTA, told=told)
         self._sending = asyncio.Semaphore(_MAX_CONCURRENT_SENDS)
+        self._knocking = asyncio.Semaphore(_MAX_CONCURRENT_KNOCKS)
+        self._p2p: P2P | None = None
         self.bytes_sent = 0
 
     async def open(self, p2p: P2P) -> None:
         """Begin to answer."""
+        self._p2p = p2p
         await p2p.add_protobuf_handler(HELLO, self.rpc_hello, Bounded(swarm_pb2.Hello, _MAX_REQUEST_BYTES))
         await p2p.add_binary_stream_handler(STATE, self._serve_state)
 
@@ -131,13 +141,24 @@ class Door:
             self._turn_away(sender, request)
             return swarm_pb2.Welcome(protocol=me.protocol, software=me.software, clock_s=time.time())
         signed = self._source.sealed_run.signed
-        return swarm_pb2.Welcome(
+        welcome = swarm_pb2.Welcome(
             protocol=me.protocol,
             software=me.software,
             recipe=swarm_pb2.Signed(body=signed.body, public_key=signed.public_key, signature=signed.signature),
             clock_s=time.time(),
             state=self._source.state.value,
         )
+        if 0 < request.knock_port < 65536 and not self._knocking.locked():
+            async with self._knocking:
+                await self._knock(sender, request.knock_port, welcome)
+        return welcome
+
+    async def _knock(self, peer: PeerId, port: int, welcome: swarm_pb2.Welcome) -> None:
+        """Tell the peer whether its port can be reached from here."""
+        host = await address_of(self._p2p, peer) if self._p2p is not None else ""
+        if host:
+            welcome.seen_at, welcome.port_is_open = host, await is_open(host, port)
+            welcome.clock_s = time.time()
 
     def _turn_away(self, peer: PeerId, request: swarm_pb2.Hello) -> None:
         if peer in self._turned_away or len(self._turned_away) >= _MAX_TOLD:
@@ -192,8 +213,14 @@ class Door:
             yield swarm_pb2.StateChunk(end=swarm_pb2.StateEnd(num_bytes=len(data), sha256=digest))
 
 
-async def say_hello(p2p: P2P, peer_id: PeerId, *, fingerprint: str = "") -> Welcomed:
+async def say_hello(p2p: P2P, peer_id: PeerId, *, fingerprint: str = "", knock_port: int = 0) -> Welcomed:
     """Ask a connected peer what it trains.
+
+    Args:
+        p2p: This node's transport.
+        peer_id: The peer's.
+        fingerprint: The run that this node takes part in, if it does.
+        knock_port: A TCP port of this machine's that the peer is to knock at; 0 for none.
 
     Raises:
         NoPeerReachable: it does not answer, or it is not a Potluck node.
@@ -203,9 +230,11 @@ async def say_hello(p2p: P2P, peer_id: PeerId, *, fingerprint: str = "") -> Welc
     asked_at = time.time()
     me = Speaker.me()
     request = swarm_pb2.Hello(protocol=me.protocol, software=me.software, fingerprint=fingerprint, clock_s=asked_at)
+    request.knock_port = knock_port
     try:
         call = p2p.call_protobuf_handler(PeerID.from_base58(peer_id), HELLO, request, _WELCOME)
         welcome: swarm_pb2.Welcome = await asyncio.wait_for(call, _FIRST_ANSWER_S)
+        answered_at = time.time()
     except Malformed as error:
         raise ProtocolViolation(f"The peer {short(peer_id)} sent no welcome: {error}.", peer_id=peer_id) from None
     except (*PEER_FAILED, P2PHandlerError) as error:
@@ -213,19 +242,26 @@ async def say_hello(p2p: P2P, peer_id: PeerId, *, fingerprint: str = "") -> Welc
             f"The peer {short(peer_id)} is there but does not answer as a Potluck node: {str(error)[:200]}.",
             hint="Is it still starting, or another program? Try again in a moment.",
         ) from error
-    middle = (asked_at + time.time()) / 2
     if not versions.understands(welcome.protocol):
         theirs = Speaker.heard(welcome.protocol, welcome.software)
         message, hint = versions.joining_refused(short(peer_id), theirs)
         raise RunMismatch(message, hint=hint)
     signed = SignedBytes(welcome.recipe.body, welcome.recipe.public_key, welcome.recipe.signature)
     run = open_seal(signed, sender=peer_id)
-    ahead_s = middle - welcome.clock_s
+    # a knock takes seconds, and the peer reads its clock after it
+    ahead_s = (answered_at if knock_port else (asked_at + answered_at) / 2) - welcome.clock_s
     if not math.isfinite(ahead_s):
         raise ProtocolViolation(
             f"The peer {short(peer_id)} says that its clock shows {welcome.clock_s}.", peer_id=peer_id
         )
-    return Welcomed(run=run, peer_state=printable(welcome.state)[:32], clock_ahead_s=ahead_s)
+    return Welcomed(
+        run=run,
+        peer_state=printable(welcome.state)[:32],
+        clock_ahead_s=ahead_s,
+        speaker=Speaker.heard(welcome.protocol, welcome.software),
+        port_is_open=welcome.port_is_open if knock_port and welcome.HasField("port_is_open") else None,
+        seen_at=printable(welcome.seen_at)[:64],
+    )
 
 
 async def fetch_state(p2p: P2P, peer_id: PeerId, *, fingerprint: str, stage: int, max_bytes: int) -> StageState:

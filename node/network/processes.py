@@ -86,7 +86,7 @@ class RunningP2P:
         texts = [str(maddr) if "/p2p/" in str(maddr) else f"{maddr}{suffix}" for maddr in visible]
         if self._announce:  # what the owner says is what others are told
             return tuple(texts)
-        return announced(texts, await asyncio.to_thread(local_interfaces))
+        return announced(texts, await asyncio.to_thread(local_interfaces)) or tuple(texts)
 
     async def connect(self, address: str, *, timeout_s: float = 8.0) -> PeerId:
         """Dial `address` (a multiaddr that ends in `/p2p/<peer id>`) and return the peer's id.

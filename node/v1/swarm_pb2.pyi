@@ -71,30 +71,36 @@ class RunProgress(_message.Message):
     def __init__(self, version: _Optional[int] = ..., base_hash: _Optional[str] = ..., committed_tokens: _Optional[int] = ..., tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., hashes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "fingerprint", "clock_s", "software")
+    __slots__ = ("protocol", "fingerprint", "clock_s", "software", "knock_port")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     CLOCK_S_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    KNOCK_PORT_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     fingerprint: str
     clock_s: float
     software: str
-    def __init__(self, protocol: _Optional[int] = ..., fingerprint: _Optional[str] = ..., clock_s: _Optional[float] = ..., software: _Optional[str] = ...) -> None: ...
+    knock_port: int
+    def __init__(self, protocol: _Optional[int] = ..., fingerprint: _Optional[str] = ..., clock_s: _Optional[float] = ..., software: _Optional[str] = ..., knock_port: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "recipe", "clock_s", "state", "software")
+    __slots__ = ("protocol", "recipe", "clock_s", "state", "software", "port_is_open", "seen_at")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
     CLOCK_S_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    PORT_IS_OPEN_FIELD_NUMBER: _ClassVar[int]
+    SEEN_AT_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     recipe: Signed
     clock_s: float
     state: str
     software: str
-    def __init__(self, protocol: _Optional[int] = ..., recipe: _Optional[_Union[Signed, _Mapping]] = ..., clock_s: _Optional[float] = ..., state: _Optional[str] = ..., software: _Optional[str] = ...) -> None: ...
+    port_is_open: bool
+    seen_at: str
+    def __init__(self, protocol: _Optional[int] = ..., recipe: _Optional[_Union[Signed, _Mapping]] = ..., clock_s: _Optional[float] = ..., state: _Optional[str] = ..., software: _Optional[str] = ..., port_is_open: _Optional[bool] = ..., seen_at: _Optional[str] = ...) -> None: ...
 
 class StateRequest(_message.Message):
     __slots__ = ("fingerprint", "stage", "protocol")

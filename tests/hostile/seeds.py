@@ -46,7 +46,7 @@ HIDDEN = 64
 KEY = f"potluck/{RUN}/peers"
 STATE = bytes(range(256)) * 8
 
-HELLO = swarm_pb2.Hello(protocol=PROTOCOL, fingerprint=RUN, clock_s=1.0)
+HELLO = swarm_pb2.Hello(protocol=PROTOCOL, fingerprint=RUN, clock_s=1.0, knock_port=4040)
 STATE_REQUEST = swarm_pb2.StateRequest(fingerprint=RUN, stage=0, protocol=PROTOCOL)
 WORDS = [to_wire(word, fingerprint=RUN) for word in WORDS_OF_ROUND]
 RECEIPT = round_pb2.RoundReceipt(is_known=True)

@@ -1,0 +1,1 @@
+"""What keeps this machine from training, or from being reached: examined, one line each."""
