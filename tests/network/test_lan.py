@@ -1,6 +1,8 @@
 """What a node tells its neighbours, what it believes of theirs, and real multicast DNS on this machine's network."""
 
 import asyncio
+import os
+import socket
 
 import pytest
 
@@ -177,3 +179,48 @@ async def test_a_network_that_cannot_be_told_is_one_fault_and_no_end():
 
     assert "Network is unreachable" in told[0].what
     assert "--no-lan" in told[0].hint
+
+
+def open_sockets():
+    links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
+    return sum(os.path.lexists(link) and os.readlink(link).startswith("socket:") for link in links)
+
+
+async def test_a_node_that_only_its_own_machine_can_reach_opens_no_socket(here):
+    own, before = LanNotice(here), open_sockets()
+
+    await own.tell(notice(hosts=()))
+
+    assert open_sockets() == before
+    await own.close()
+
+
+async def test_sockets_are_closed_when_a_node_ends_while_it_tells(here):
+    before = open_sockets()
+    task = asyncio.create_task(tell_neighbours(lambda _: notice((here[0].ip,)), EventBus()))
+    while open_sockets() == before:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.wait([task], timeout=5)
+
+    assert task.cancelled()
+    assert open_sockets() == before
+
+
+async def test_a_port_of_another_program_is_one_fault_and_no_end(here):
+    events, told = EventBus(), []
+    events.subscribe(told.append)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        try:
+            other.bind(("0.0.0.0", 5353))
+        except OSError:
+            pytest.skip("another program on this machine speaks multicast DNS")
+        before = open_sockets()
+        task = asyncio.create_task(tell_neighbours(lambda _: notice((here[0].ip,)), events))
+        while not told:
+            await asyncio.sleep(0.01)
+        assert not task.done()
+        assert open_sockets() == before
+        task.cancel()
+
+    assert "Address already in use" in told[0].what
