@@ -98,7 +98,7 @@ def disk(home: Path) -> Finding:
     fix = "make room there, or choose another folder with --home"
     try:
         free = shutil.disk_usage(there).free
-        with tempfile.NamedTemporaryFile(dir=there, prefix=".potluck-doctor-") as file:
+        with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"x" * 65536)
             file.flush()
     except OSError as error:

@@ -35,6 +35,7 @@ _NO_STATE = {
     "cli": "writes recipes for people, and refuses to replace one",
     "demo": "writes a folder of its own that is made anew",
     "observe": "the log; what is lost of it is told by nothing else, and nothing depends on it",
+    "doctor": "a file without a name, to see whether there is room",
     "data/demo_data.py": "writes the demo's rows, made anew from a seed",
     "control/server.py": "a pointer and a socket of a running node, made anew at each start",
     "dashboard.py": "the page's address, of a running node, made anew at each start",
