@@ -16,16 +16,22 @@ FLAGS = (
 )
 
 
-# of a module, not of the session: while playwright's own event loop lives, no asynchronous test can run
-@pytest.fixture(scope="module")
-def chromium():
-    """A real headless Chromium; skipped where there is none, unless it must be there."""
+def chromium_path():
+    """Where Chromium is; skips the test where there is none, unless it must be there."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         reason = "Chromium is not installed (`apt-get install chromium`)"
         if os.environ.get("POTLUCK_NEEDS_BROWSER"):
             pytest.fail(reason)
         pytest.skip(reason)
+    return path
+
+
+# of a module, not of the session: while playwright's own event loop lives, no asynchronous test can run
+@pytest.fixture(scope="module")
+def chromium():
+    """A real headless Chromium."""
+    path = chromium_path()
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
