@@ -14,7 +14,8 @@ HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @pytest.fixture
 def sent(monkeypatch):
     """Send signals to this process; return how often the node was asked to leave, and how it ended."""
-    before = {number: signal.getsignal(number) for number in HANDLED}
+    # the suite may itself run where some of them are ignored, as under `nohup`
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in HANDLED}
 
     def send(*numbers, ignored=()):
         asked, said, ended = [], [], []

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -134,10 +135,18 @@ def test_json_is_an_object_a_line_until_the_node_ends(tmp_path):
     assert code == 0
 
 
+def _as_on_a_terminal():
+    """Obey Ctrl-C, though the suite itself may run where it is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("key", ["q", "\x03"])
 def test_a_person_leaves_the_panel_with_q_or_ctrl_c_and_code_0(tmp_path, key):
     with node_at(tmp_path, lambda: status(4, loss=2.0)):
-        child = pexpect.spawn(command(tmp_path)[0], command(tmp_path)[1:], cwd=str(ROOT), timeout=30, encoding="utf-8")
+        program, *arguments = command(tmp_path)
+        child = pexpect.spawn(
+            program, arguments, cwd=str(ROOT), timeout=30, encoding="utf-8", preexec_fn=_as_on_a_terminal
+        )
         child.expect("next round")
         child.send(key)
         child.expect(pexpect.EOF)
