@@ -16,6 +16,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from coordinator.tally import Tally
+
 _OPERATOR = "/coordinator.v1.Operator/"
 _MAX_CALLERS = 4096
 _MAX_NONCES = 65_536
@@ -88,8 +90,9 @@ def _secret(path: Path) -> str:
 class Gatekeeper(grpc.aio.ServerInterceptor):
     """Lets through who brings the right token, before anything of the call is read."""
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: Tokens, tally: Tally) -> None:
         self._tokens = tokens
+        self._tally = tally
 
     async def intercept_service(
         self,
@@ -105,7 +108,9 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         is_member = _same(given, self._tokens.member)
         needs_operator = handler_call_details.method.startswith(_OPERATOR)
         if is_operator or (is_member and not needs_operator):
+            self._tally.calls["Operator"] += needs_operator
             return await continuation(handler_call_details)
+        self._tally.refused["token"] += 1
         if is_member:
             return _turned_away(grpc.StatusCode.PERMISSION_DENIED, "this takes the operator's token")
         return _turned_away(grpc.StatusCode.UNAUTHENTICATED, "")

@@ -16,7 +16,7 @@ import click
 if TYPE_CHECKING:
     from coordinator.server import Settings
 
-DEFAULT_PORT = 7300
+DEFAULT_PORT, DASHBOARD_LISTEN, METRICS_LISTEN = 7300, "127.0.0.1:7301", "127.0.0.1:7302"
 _file = click.Path(path_type=Path, dir_okay=False)
 _state_option = click.option(
     "--state",
@@ -59,8 +59,30 @@ def command() -> None:
     "--cert", type=click.Path(path_type=Path, dir_okay=False), help="Your own certificate with its chain (PEM)."
 )
 @click.option("--key", type=click.Path(path_type=Path, dir_okay=False), help="Its key (PEM).")
+@click.option(
+    "--dashboard",
+    is_flag=False,
+    flag_value=DASHBOARD_LISTEN,
+    metavar="[HOST:PORT]",
+    help="Serve a web page of all runs. For this machine alone (port 7301) unless a host is given; the address that is "
+    "printed contains the key to it.",
+)
+@click.option(
+    "--metrics",
+    is_flag=False,
+    flag_value=METRICS_LISTEN,
+    metavar="[HOST:PORT]",
+    help="Let Prometheus read this coordinator's metrics. For this machine alone (port 7302) unless a host is given.",
+)
 def serve(
-    listen: str, public_address: str | None, state: Path, insecure: bool, cert: Path | None, key: Path | None
+    listen: str,
+    public_address: str | None,
+    state: Path,
+    insecure: bool,
+    cert: Path | None,
+    key: Path | None,
+    dashboard: str | None,
+    metrics: str | None,
 ) -> None:
     """Serve until Ctrl-C; what it knows is kept for the next time.
 
@@ -78,7 +100,8 @@ def serve(
         _fail(str(error))
     if insecure and certificate:
         _fail("--insecure and --cert exclude each other")
-    _run(_serve(Settings(state, host, port, public, insecure, certificate, names_itself=certificate is None)))
+    names_itself = certificate is None
+    _run(_serve(Settings(state, host, port, public, insecure, certificate, names_itself, dashboard, metrics)))
 
 
 def _own_certificate(cert: Path | None, key: Path | None) -> Any:

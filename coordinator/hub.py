@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from coordinator.bounds import RunFacts
 from coordinator.run_state import Change, Gone, Member, Refused, RunState, Seen, State, refreshed
 from coordinator.store import Batch, Store, StoreError
+from coordinator.tally import Tally
 from coordinator.watchers import Watcher
 
 MAX_RUNS = 64
@@ -35,7 +36,8 @@ class Hub:
         self._tasks: list[asyncio.Task[None]] = []
         self._has_told_of_disk = False
         self.listeners: list[Callable[[str, Change], None]] = []
-        """Called with each run's fingerprint and what has changed: pages and metrics."""
+        """Called with each run's fingerprint and what has changed."""
+        self.tally = Tally()
         now = time.time()
         self.runs: dict[str, RunState] = {}
         for run in store.load():
@@ -108,7 +110,7 @@ class Hub:
         Raises:
             Refused: too many do.
         """
-        if sum(map(len, self._watchers.values())) >= _MAX_WATCHERS:
+        if self.num_watchers >= _MAX_WATCHERS:
             raise Refused("too many are watching")
         watcher = Watcher(run)
         watchers = self._watchers.setdefault(run.facts.fingerprint, set())
@@ -117,6 +119,11 @@ class Hub:
             yield watcher
         finally:
             watchers.discard(watcher)
+
+    @property
+    def num_watchers(self) -> int:
+        """How many watch, all runs together."""
+        return sum(map(len, self._watchers.values()))
 
     async def _tick_on(self) -> None:
         """Let each run know the time when something is due in it."""

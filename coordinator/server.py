@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import socket
@@ -17,12 +18,16 @@ from grpc_reflection.v1alpha import reflection
 from coordinator.access import Gatekeeper, Tokens
 from coordinator.address import CoordinatorAddress
 from coordinator.hub import Hub
-from coordinator.listen import is_local
+from coordinator.listen import WrongAddress, is_local
+from coordinator.metrics import coordinator_registry, standing
+from coordinator.page import RunsSource
+from coordinator.scrape import from_other_threads, metrics_endpoint
 from coordinator.servicer import CoordinatorServicer, OperatorServicer
 from coordinator.store import Store
 from coordinator.tls import Certificate
 from coordinator.v1 import coordinator_pb2 as pb
 from coordinator.v1 import coordinator_pb2_grpc as rpc
+from coordinator.web.owner import owners_page
 
 _MAX_MESSAGE_BYTES = 300_000
 _SERVICES = tuple(pb.DESCRIPTOR.services_by_name[name].full_name for name in ("Coordinator", "Operator"))
@@ -50,6 +55,10 @@ class Settings:
     """One's own; None: one that is made once."""
     names_itself: bool = True
     """The address carries the certificate's fingerprint; otherwise nodes trust the machine's authorities."""
+    dashboard: str | None = None
+    """HOST:PORT of a web page; None: none."""
+    metrics: str | None = None
+    """HOST:PORT for Prometheus; None: nowhere."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ async def serving(settings: Settings, say: Callable[[str], None]) -> AsyncIterat
         say(f"Warning: nothing is encrypted at {settings.host}:{settings.port}; tokens can be read on the way.")
     hub = Hub(Store(settings.state), say)
     server = grpc.aio.server(
-        interceptors=[Gatekeeper(tokens := _tokens(settings.state))],
+        interceptors=[Gatekeeper(tokens := _tokens(settings.state), hub.tally)],
         options=[
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.so_reuseport", 0),
@@ -98,10 +107,30 @@ async def serving(settings: Settings, say: Callable[[str], None]) -> AsyncIterat
     operator = CoordinatorAddress(host, dialled, tokens.operator, sha256, settings.is_plain)
     _keep_secret(settings.state / "operator.address", str(operator))
     try:
-        yield Serving(hub, member)
+        async with _shown(hub, settings, str(member), say):
+            yield Serving(hub, member)
     finally:
         await server.stop(_GRACE_S)
         await hub.close()
+
+
+@contextlib.asynccontextmanager
+async def _shown(hub: Hub, settings: Settings, address: str, say: Callable[[str], None]) -> AsyncIterator[None]:
+    """Serve the page and the metrics that are asked for."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            if settings.dashboard is not None:
+                source = RunsSource(hub, address)
+                page = owners_page(source, settings.dashboard, settings.state, say)
+                await stack.enter_async_context(page)
+                stack.callback(source.end)
+            if settings.metrics is not None:
+                read = from_other_threads(lambda: standing(hub), asyncio.get_running_loop())
+                endpoint = metrics_endpoint(coordinator_registry(read), settings.metrics)
+                say(f"Metrics for Prometheus:  {await stack.enter_async_context(endpoint)}")
+        except WrongAddress as error:
+            raise CannotServe(f"{error}. Give a free HOST:PORT of this machine.") from error
+        yield
 
 
 def _listen(server: grpc.aio.Server, settings: Settings) -> tuple[int, str | None]:

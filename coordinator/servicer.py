@@ -38,17 +38,21 @@ _MAX_PEER_ID = 100
 class Refusals:
     """How a call is turned away, the same in both services."""
 
-    async def refuse(self, context: _Context, code: grpc.StatusCode, why: str) -> NoReturn:
-        """End the call."""
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    async def refuse(self, context: _Context, code: grpc.StatusCode, why: str, *, kind: str = "request") -> NoReturn:
+        """End the call; it is counted under `kind`."""
+        self._hub.tally.refused[kind] += 1
         await context.abort(code, why)
         raise AssertionError("abort raises")
 
 
-class CoordinatorServicer(rpc.CoordinatorServicer, Refusals):
+class CoordinatorServicer(Refusals, rpc.CoordinatorServicer):
     """What nodes call."""
 
     def __init__(self, hub: Hub) -> None:
-        self._hub = hub
+        super().__init__(hub)
         self._nonces = Nonces()
         self._of_peer = Limiter(per_s=8, burst=40)
         self._of_connection = Limiter(per_s=16, burst=80)
@@ -109,6 +113,7 @@ class CoordinatorServicer(rpc.CoordinatorServicer, Refusals):
                 report = RoundReport.read(told)
             except Malformed as error:
                 await self.refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            self._hub.tally.rounds[report.outcome] += 1
             self._hub.changed(run, run.report(report, time.time()))
         return pb.ReportRoundResponse()
 
@@ -130,6 +135,7 @@ class CoordinatorServicer(rpc.CoordinatorServicer, Refusals):
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: _Context) -> pb.ListRunsResponse:  # noqa: ARG002, N802
         """List the runs for whoever has a token."""
+        self._hub.tally.calls["ListRuns"] += 1
         return pb.ListRunsResponse(runs=[summary_of(run) for run in self._hub.runs.values()])
 
     async def _open(
@@ -142,7 +148,9 @@ class CoordinatorServicer(rpc.CoordinatorServicer, Refusals):
             await self.refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"a request of {len(call.body)} bytes")
         peer_id = caller_of(call, method)
         if peer_id is None:
-            await self.refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "the signature does not hold")
+            await self.refuse(
+                context, grpc.StatusCode.INVALID_ARGUMENT, "the signature does not hold", kind="signature"
+            )
         await self._hold_back(context, self._of_peer.wait_s(peer_id, now))
         request = kind()
         try:
@@ -150,6 +158,7 @@ class CoordinatorServicer(rpc.CoordinatorServicer, Refusals):
         except DecodeError:
             await self.refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"no request for {method}")
         await self._check_stamp(request.stamp, peer_id, context)  # type: ignore[attr-defined]
+        self._hub.tally.calls[method] += 1
         return peer_id, request
 
     async def _check_stamp(self, stamp: pb.Stamp, peer_id: str, context: _Context) -> None:
@@ -165,14 +174,12 @@ class CoordinatorServicer(rpc.CoordinatorServicer, Refusals):
     async def _hold_back(self, context: _Context, wait_s: float) -> None:
         if wait_s > 0:
             context.set_trailing_metadata((("retry-after", f"{wait_s:.1f}"),))
-            await self.refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, f"too many calls: wait {wait_s:.1f} s")
+            why = f"too many calls: wait {wait_s:.1f} s"
+            await self.refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, why, kind="rate")
 
 
-class OperatorServicer(rpc.OperatorServicer, Refusals):
+class OperatorServicer(Refusals, rpc.OperatorServicer):
     """What whoever runs the coordinator calls; the gatekeeper has looked at the token."""
-
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
 
     async def Pause(self, request: pb.PauseRequest, context: _Context) -> pb.PauseResponse:  # noqa: N802
         """Let a run rest."""

@@ -14,19 +14,15 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from statistics import median
 
-from coordinator.listen import WrongAddress, is_address, is_local, parse_listen
-from coordinator.web.app import make_app
-from coordinator.web.gate import new_token
+from coordinator.listen import WrongAddress
 from coordinator.web.hints import with_hints
-from coordinator.web.serve import open_socket, page_url, serving
+from coordinator.web.owner import owners_page
 from coordinator.web.snapshot import Commands, PeerView, RoundView, RunView, Snapshot, plain
 from node.core.errors import ConfigError
 from node.core.events import Evaluated, Event, EventBus, MicrobatchDone, Stepped
-from node.core.files import write_whole
 from node.v1 import control_pb2
 
 DEFAULT_LISTEN = "127.0.0.1:4041"
-URL_FILE = "dashboard.url"
 _INTERVAL_S = 1.0
 _KEPT_POINTS = 2000
 _KEPT_LEFT = 32
@@ -216,38 +212,19 @@ async def dashboard(
     Raises:
         ConfigError: the address is none, or taken.
     """
+    curves = LossCurves(lambda: _optional(status(), "loss"))
+    source = NodeSource(status, curves)
     try:
-        host, port = parse_listen(listen)
+        async with owners_page(source, listen, home, say, default=DEFAULT_LISTEN):
+            events.subscribe(curves)
+            try:
+                yield
+            finally:
+                source.end()
     except WrongAddress as error:
         raise ConfigError(
             f"--dashboard: {error}.", hint="Give it last or as --dashboard=127.0.0.1:4041; alone it takes that address."
         ) from error
-    try:
-        listener = open_socket(host, port, or_any=listen == DEFAULT_LISTEN)
-    except OSError as error:
-        raise ConfigError(
-            f"The dashboard cannot listen on {listen}: {error.strerror or error}.",
-            hint="Choose another port, or give 0 for a free one.",
-        ) from error
-    token = new_token()
-    curves = LossCurves(lambda: _optional(status(), "loss"))
-    events.subscribe(curves)
-    source = NodeSource(status, curves)
-    url = page_url(listener, token)
-    file = home / URL_FILE
-    names = () if is_address(host) else (host,)
-    async with serving(make_app(source, token=token, names=names), listener):
-        with contextlib.suppress(OSError):  # on a disk that refuses the page is still there, and its address was said
-            write_whole(file, f"{url}\n".encode(), mode=0o600)
-        say(f"Watch it in a browser:  {url}")
-        if not is_local(host):
-            say("Others on the network may open it too with that token; the connection is not encrypted.")
-        try:
-            yield
-        finally:
-            source.end()
-            with contextlib.suppress(OSError):
-                file.unlink(missing_ok=True)
 
 
 def _optional(message: control_pb2.GetStatusResponse | control_pb2.PeerStatus, field: str) -> float | None:

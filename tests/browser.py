@@ -45,7 +45,7 @@ def look(chromium):
     """Open an address in a fresh context; return the page, whose errors fail the test."""
     contexts, errors = [], []
 
-    def open_page(url, *, width=1280, height=900, **options):
+    def open_page(url, *, width=1280, height=900, awaited="#peers table", **options):
         context = chromium.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         page = context.new_page()
@@ -54,7 +54,7 @@ def look(chromium):
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.goto(url)
         page.wait_for_selector("#line[data-state=live]")
-        page.wait_for_selector("#peers table")
+        page.wait_for_selector(awaited)
         return page
 
     yield open_page

@@ -18,7 +18,8 @@ RUN = "ab" * 32
 @contextlib.asynccontextmanager
 async def coordinator(folder, **changes):
     """Serve on a free port of this machine."""
-    async with serving(Settings(folder, "127.0.0.1", changes.pop("port", 0), **changes), lambda _: None) as here:
+    say = changes.pop("say", lambda _: None)
+    async with serving(Settings(folder, "127.0.0.1", changes.pop("port", 0), **changes), say) as here:
         yield here
 
 

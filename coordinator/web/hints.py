@@ -93,10 +93,11 @@ def _dropped(run: RunView) -> Hint | None:
 def _invite(run: RunView, *, is_well: bool) -> Hint | None:
     if not run.commands.join:
         return None
-    if sum(peer.mark != "left" for peer in run.peers) <= 1:
+    here = [peer for peer in run.peers if peer.mark != "left"]
+    if len(here) <= 1:
         return Hint(
             kind="alone",
-            title="This node trains alone",
+            title="Nobody is here" if not here else "This node trains alone" if here[0].is_me else "One node is alone",
             text="Run this on another machine to bring it in. It needs no base model, only data of its own: "
             "add --data FILE, or --lend to lend only its memory.",
             command=run.commands.join,

@@ -109,7 +109,7 @@ class RoundView(_Frozen):
     tokens: Count
     seconds: Amount
     bytes_sent: Count
-    """By the node whose page this is; by all members on a coordinator's page."""
+    """By the node whose page this is; on a coordinator's page by the one that called the round."""
     reason: Text = ""
 
 

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from node.dashboard import URL_FILE
+from coordinator.web.owner import URL_FILE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 

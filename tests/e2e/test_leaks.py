@@ -8,7 +8,7 @@ import pytest
 from leaks.marks import Leaks, marked_rows
 from transformers import AutoTokenizer
 
-from node.dashboard import URL_FILE
+from coordinator.web.owner import URL_FILE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 ROWS = marked_rows(5, 60)

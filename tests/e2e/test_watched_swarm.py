@@ -8,7 +8,7 @@ from faults.lan import Lan
 from faults.rounds_network import can_make_namespaces
 from serving_here import Killable
 
-from node.dashboard import URL_FILE
+from coordinator.web.owner import URL_FILE
 
 pytestmark = [
     pytest.mark.e2e,

@@ -40,7 +40,11 @@ const drawFigures = whenChanged((run) => {
 
 function draw() {
   const run = snapshot.runs.find(({ fingerprint }) => fingerprint === chosen) ?? snapshot.runs[0];
-  if (!run) return;
+  if (!run) {
+    setText("name", "No run yet");
+    setText("about", "found one with potluck start RECIPE --coordinator ADDRESS");
+    return;
+  }
   drawRuns(snapshot.runs.map(({ fingerprint, name }) => ({ fingerprint, name })), run.fingerprint);
   setText("name", run.name || "a run without a name");
   setText("about", [run.base_model, run.state, run.coordinator, run.fingerprint.slice(0, 12)].filter(Boolean).join(" · "));
