@@ -60,6 +60,11 @@ def command() -> None:
 )
 @click.option("--key", type=click.Path(path_type=Path, dir_okay=False), help="Its key (PEM).")
 @click.option(
+    "--address-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the address for nodes there, too, for scripts that start some.",
+)
+@click.option(
     "--dashboard",
     is_flag=False,
     flag_value=DASHBOARD_LISTEN,
@@ -81,6 +86,7 @@ def serve(
     insecure: bool,
     cert: Path | None,
     key: Path | None,
+    address_file: Path | None,
     dashboard: str | None,
     metrics: str | None,
 ) -> None:
@@ -101,7 +107,8 @@ def serve(
     if insecure and certificate:
         _fail("--insecure and --cert exclude each other")
     names_itself = certificate is None
-    _run(_serve(Settings(state, host, port, public, insecure, certificate, names_itself, dashboard, metrics)))
+    settings = Settings(state, host, port, public, insecure, certificate, names_itself, dashboard, metrics)
+    _run(_serve(settings, address_file))
 
 
 def _own_certificate(cert: Path | None, key: Path | None) -> Any:
@@ -112,8 +119,8 @@ def _own_certificate(cert: Path | None, key: Path | None) -> Any:
     return Certificate.read(cert, key) if cert is not None and key is not None else None
 
 
-async def _serve(settings: Settings) -> None:
-    from coordinator.server import CannotServe, serving
+async def _serve(settings: Settings, address_file: Path | None) -> None:
+    from coordinator.server import CannotServe, keep_secret, serving
     from coordinator.store import StoreError
 
     ended = asyncio.Event()
@@ -121,6 +128,8 @@ async def _serve(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     try:
         async with serving(settings, click.echo) as here:
+            if address_file is not None:
+                keep_secret(address_file, str(here.address))
             click.echo("This coordinator helps swarms whose nodes know its address:\n")
             click.echo(f"{here.address}\n")
             click.echo("potluck start RECIPE --coordinator ADDRESS    founds a run here")
@@ -129,7 +138,7 @@ async def _serve(settings: Settings) -> None:
             sys.stdout.flush()
             await ended.wait()
             click.echo("Ending. Nodes train on without this coordinator, and come back when it does.")
-    except (CannotServe, StoreError) as error:
+    except (CannotServe, StoreError, OSError) as error:
         _fail(str(error))
 
 

@@ -105,7 +105,7 @@ async def serving(settings: Settings, say: Callable[[str], None]) -> AsyncIterat
     host, dialled = settings.public or (reachable_host(settings.host), port)
     member = CoordinatorAddress(host, dialled, tokens.member, sha256, settings.is_plain)
     operator = CoordinatorAddress(host, dialled, tokens.operator, sha256, settings.is_plain)
-    _keep_secret(settings.state / "operator.address", str(operator))
+    keep_secret(settings.state / "operator.address", str(operator))
     try:
         async with _shown(hub, settings, str(member), say):
             yield Serving(hub, member)
@@ -152,8 +152,8 @@ def _listen(server: grpc.aio.Server, settings: Settings) -> tuple[int, str | Non
         raise CannotServe(f"The certificate in {settings.state} cannot be used: {error}.") from error
 
 
-def _keep_secret(path: Path, text: str) -> None:
-    """Leave the operator's address where the operator's verbs find it."""
+def keep_secret(path: Path, text: str) -> None:
+    """Write an address with its token for its owner alone."""
     path.touch(mode=0o600)
     path.write_text(text)
 

@@ -1,6 +1,5 @@
 """What stands in `deploy/`: its files, and the command lines of `potluck` in them."""
 
-import json
 import os
 import re
 import shlex
@@ -48,16 +47,6 @@ def recorded(folder, script, *arguments, env=None):
     return [line for line in done.stdout.splitlines() if not line.startswith("Waiting")]
 
 
-def first_home(folder):
-    """The home of a node that listens, as far as its log says so."""
-    log = folder / "first" / "logs" / "node.jsonl"
-    log.parent.mkdir(parents=True)
-    old = {"at_s": 1.0, "event": "Listening", "peer_id": "Qm", "addresses": ["/ip4/10.0.0.1/tcp/1/p2p/old"]}
-    now = {"at_s": 2.0, "event": "Listening", "peer_id": "Qm", "addresses": [ADDRESS, "/ip4/10.0.0.1/tcp/2/p2p/x"]}
-    log.write_text("".join(json.dumps(e) + "\n" for e in (old, now, {"at_s": 3.0, "event": "Fault", "what": "x"})))
-    return folder / "first"
-
-
 def node_script(folder, pod, *, address="", data=False):
     """How the pods' script calls `potluck`."""
     text = kubernetes("ConfigMap", "potluck-script")["data"]["node.sh"]
@@ -86,7 +75,8 @@ def console_lines(path):
     for block in re.findall(r"```(?:console|sh|powershell)\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             found = re.search(
-                r"(?:^|[$#>] |-- |\s)(potluck (?:start|join|status|stop|export|plan|init|eval|chat)\b.*)", line
+                r"(?:^|[$#>] |-- |\s)(potluck (?:start|join|status|stop|export|plan|init|eval|chat|doctor|coordinator|config|demo)\b.*)",
+                line,
             )
             if found:
                 yield shlex.split(found[1].replace("…", ADDRESS.removeprefix("/ip4/")), comments=True)[1:]

@@ -8,6 +8,8 @@ import subprocess
 import click
 import pytest
 
+from coordinator.cli import DEFAULT_PORT as DEFAULT_PORT_OF_COORDINATOR
+from coordinator.cli import METRICS_LISTEN as METRICS_OF_COORDINATOR
 from deploy.files import (
     ADDRESS,
     DEPLOY,
@@ -15,7 +17,6 @@ from deploy.files import (
     compose,
     console_lines,
     documents,
-    first_home,
     kubernetes,
     node_script,
     recorded,
@@ -26,8 +27,9 @@ from node.cli.running import METRICS_LISTEN
 from node.config.local import LocalSettings
 from node.listening import DEFAULT_PORT
 
-METRICS_PORT = int(METRICS_LISTEN.rpartition(":")[2])
-PAGES = ("deploy.md", "metrics.md")
+METRICS_PORT, COORDINATORS_METRICS = (int(a.rpartition(":")[2]) for a in (METRICS_LISTEN, METRICS_OF_COORDINATOR))
+COORDINATOR = f"coordinator://192.168.1.5:7300/{'t' * 32}#{'ab' * 32}"
+PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md") if list(console_lines(path)))
 
 
 def parse(arguments, recipe):
@@ -39,6 +41,8 @@ def parse(arguments, recipe):
         if isinstance(command, click.Group):
             context = click.Context(command, parent=context, info_name=name)
     parsed = command.make_context(name, list(arguments), parent=context).params
+    if name not in ("start", "join"):
+        return name, parsed
     LocalSettings(**{k: v for k, v in parsed.items() if k in LocalSettings.model_fields and v not in (None, ())})
     return name, parsed
 
@@ -50,12 +54,44 @@ def recipe(tmp_path):
 
 def test_compose_founds_with_one_node_and_joins_with_the_other(recipe, tmp_path):
     services = compose()["services"]
-    joined = recorded(tmp_path, DEPLOY / "docker" / "join-first", first_home(tmp_path), *services["node-2"]["command"])
+    (tmp_path / "address").write_text(COORDINATOR)
+    script, file = services["node-1"]["entrypoint"]
+    assert services["node-2"]["entrypoint"] == [script, file]
 
-    assert parse(services["node-1"]["command"], recipe)[0] == "start"
-    name, parsed = parse(joined, recipe)
-    assert (name, parsed["address"]) == ("join", ADDRESS)
-    assert services["node-2"]["entrypoint"] == ["join-first", "/first/home"]
+    def called(node):
+        path = DEPLOY / "docker" / script
+        return parse(recorded(tmp_path, path, tmp_path / "address", *services[node]["command"]), recipe)
+
+    name, parsed = called("node-1")
+    assert (name, parsed["coordinator"]) == ("start", COORDINATOR)
+    name, parsed = called("node-2")
+    assert (name, parsed["address"]) == ("join", COORDINATOR)
+
+
+def test_compose_serves_a_coordinator_that_writes_its_address_for_the_nodes(recipe):
+    services = compose()["services"]
+    serving = services["coordinator"]
+
+    name, parsed = parse(serving["command"], recipe)
+
+    assert name == "serve"
+    assert str(parsed["address_file"]) == services["node-1"]["entrypoint"][1]
+    assert parsed["public_address"] == f"coordinator:{DEFAULT_PORT_OF_COORDINATOR}"
+    assert parse(serving["healthcheck"]["test"][2:], recipe)[1]["state"] == parsed["state"]
+
+
+def test_the_coordinators_pod_serves_where_its_service_is(recipe):
+    pod = kubernetes("StatefulSet", "potluck-coordinator")["spec"]["template"]["spec"]["containers"][0]
+    ports = {port["name"]: port["port"] for port in kubernetes("Service", "potluck-coordinator")["spec"]["ports"]}
+    rules = kubernetes("NetworkPolicy", "potluck-coordinator")["spec"]["ingress"]
+
+    name, parsed = parse(pod["args"], recipe)
+
+    assert name == "serve"
+    assert parsed["public_address"] == f"potluck-coordinator:{DEFAULT_PORT_OF_COORDINATOR}"
+    assert parsed["metrics"] == f"0.0.0.0:{COORDINATORS_METRICS}"
+    assert ports == {"grpc": DEFAULT_PORT_OF_COORDINATOR, "metrics": COORDINATORS_METRICS}
+    assert {port["port"] for rule in rules for port in rule["ports"]} == set(ports.values())
 
 
 def test_the_image_is_healthy_when_the_node_answers(recipe):
@@ -100,6 +136,13 @@ def test_a_pod_begins_when_what_it_needs_is_there(tmp_path, pod, awaited):
     assert (tmp_path / "data").is_dir()
 
 
+def test_the_coordinators_unit_serves(recipe):
+    text = (DEPLOY / "systemd" / "system" / "potluck-coordinator.service").read_text()
+    (line,) = re.findall(r"^ExecStart=\S+/potluck (.*)$", text, re.MULTILINE)
+
+    assert parse(line.split(), recipe)[0] == "serve"
+
+
 @pytest.mark.parametrize("kind", ["system", "user"])
 def test_what_the_units_offer_can_be_started(recipe, kind):
     offered = service_arguments(DEPLOY / "systemd" / kind / "node.env")
@@ -122,20 +165,26 @@ def test_ports_agree_between_all_files():
     image = (DEPLOY / "docker" / "Dockerfile").read_text()
     container = kubernetes("StatefulSet", "potluck")["spec"]["template"]["spec"]["containers"][0]
     script = kubernetes("ConfigMap", "potluck-script")["data"]["node.sh"]
-    targets = documents(DEPLOY / "prometheus" / "prometheus.yml")[0]["scrape_configs"][0]["static_configs"][0][
-        "targets"
-    ]
+    nodes, coordinators = (
+        job["static_configs"][0]["targets"]
+        for job in documents(DEPLOY / "prometheus" / "prometheus.yml")[0]["scrape_configs"]
+    )
     policy = kubernetes("NetworkPolicy", "potluck")["spec"]["ingress"]
     both = {DEFAULT_PORT, METRICS_PORT}
 
-    assert {int(port) for port in re.search(r"^EXPOSE (.*)$", image, re.MULTILINE)[1].split()} == both
+    assert {int(port) for port in re.search(r"^EXPOSE (.*)$", image, re.MULTILINE)[1].split()} == {
+        *both,
+        DEFAULT_PORT_OF_COORDINATOR,
+        COORDINATORS_METRICS,
+    }
     assert {port["containerPort"] for port in container["ports"]} == both
     assert {port["port"] for port in kubernetes("Service", "potluck")["spec"]["ports"]} == both
     assert {port["port"] for rule in policy for port in rule["ports"]} == both
     assert f"/tcp/{DEFAULT_PORT} " in script
     assert f"--metrics 0.0.0.0:{METRICS_PORT}" in script
     assert services["node-1"]["ports"] == [f"{DEFAULT_PORT}:{DEFAULT_PORT}"]
-    assert set(targets) == {f"{name}:{METRICS_PORT}" for name in ("node-1", "node-2")}
+    assert set(nodes) == {f"{name}:{METRICS_PORT}" for name in ("node-1", "node-2")}
+    assert coordinators == [f"coordinator:{COORDINATORS_METRICS}"]
     for name in ("node-1", "node-2"):
         assert services[name]["command"][-1] == f"0.0.0.0:{METRICS_PORT}"
 

