@@ -25,7 +25,7 @@ from node.enlist import Enlisted, Request, found, join
 from node.gathering import Gathered, gather
 from node.host.devices import pick_device
 from node.host.home import Home
-from node.listening import listen_addresses, remember_port, tell_lan
+from node.listening import listen_addresses, own_addresses, remember_port, tell_lan
 from node.loaded import Host, Loaded
 from node.network.dht import RECORD_LIFETIME_S, DhtMembership
 from node.network.door import Door, StageState
@@ -145,10 +145,11 @@ class Daemon:
             identity_path=self._identity.path,
             listen=listen,
             announce=self._settings.announce,
+            relays=self._settings.bootstrap,
         )
         self._cleanup.push_async_callback(self._running.close)
         self._running.told = lambda text: self._events.emit(Fault(text))
-        self._addresses = await self._running.addresses()
+        self._addresses = await own_addresses(self._running, self._settings, self._events)
         remember_port(self._home, self._addresses)
         return Signal.STARTED
 
@@ -171,12 +172,12 @@ class Daemon:
             membership,
             describe=self._describe,
             folder=self._enlisted.folder,
-            addresses=self._enlisted.known_addresses,
+            addresses=(*self._settings.bootstrap, *self._enlisted.known_addresses),
             events=self._events,
         )
         self._events.emit(Listening(self._identity.peer_id, self._addresses))
-        if self._enlisted.known_addresses:
-            await membership.meet(dict.fromkeys(self._enlisted.known_addresses))
+        if known := dict.fromkeys((*self._settings.bootstrap, *self._enlisted.known_addresses)):
+            await membership.meet(known)
         self._background.append(asyncio.create_task(heartbeat.run(), name="heartbeat"))
         if self._settings.lan:
             about = (self._enlisted.recipe, self._enlisted.fingerprint, self._settings, self._home, self._events)

@@ -7,15 +7,17 @@ from collections.abc import Callable, Sequence
 from node.config.local import LocalSettings
 from node.config.recipe import Recipe
 from node.core.errors import ConfigError
-from node.core.events import EventBus
+from node.core.events import EventBus, Fault
 from node.core.types import SwarmView
 from node.host.home import Home
 from node.network.addresses import host_of, refuse_taken_port, tcp_port_of
 from node.network.interfaces import Interface, listened_on, neighbours
 from node.network.lan import Notice, tell_neighbours
+from node.network.processes import RunningP2P
 
 DEFAULT_PORT = 4040
 _ANY_PORT = "/ip4/0.0.0.0/tcp/0"
+_RELAY_S = 5.0
 
 
 def listen_addresses(settings: LocalSettings, home: Home) -> tuple[str, ...]:
@@ -30,9 +32,22 @@ def listen_addresses(settings: LocalSettings, home: Home) -> tuple[str, ...]:
     return tuple(wanted)
 
 
+async def own_addresses(running: RunningP2P, settings: LocalSettings, events: EventBus) -> tuple[str, ...]:
+    """Return where this node can be dialled, once the meeting points that it knows had time to lend an address."""
+    if settings.bootstrap and not await running.until_relayed(timeout_s=_RELAY_S):
+        events.emit(
+            Fault(
+                f"No bootstrap node relays for this one: {', '.join(settings.bootstrap)}.",
+                "Is `potluck bootstrap --relay` running there, at a public address? Without a relay others reach this "
+                "node only through an open port; it reaches them all the same.",
+            )
+        )
+    return await running.addresses()
+
+
 def remember_port(home: Home, addresses: tuple[str, ...]) -> None:
     """Keep the port that this node got."""
-    port = next((port for address in addresses if (port := tcp_port_of(address))), None)
+    port = next((port for a in addresses if "/p2p-circuit" not in a and (port := tcp_port_of(a))), None)
     if port:
         home.remember_port(port)
 

@@ -44,6 +44,7 @@ LEVELS = {
     "node.staged": 9,
     "node.loaded": 10,
     "node.gathering": 11,
+    "node.bootstrap": 7,
     "coordinator.v1": 0,
     "coordinator.address": 0,
     "coordinator.signing": 1,

@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("node.cli.evaluate", "Held-out loss and perplexity of the base model and of the adapter."),
     "chat": ("node.cli.chat", "Talk to the result in the terminal."),
     "export": ("node.cli.export", "Write the adapter as files that other programs read."),
+    "bootstrap": ("node.cli.bootstrap", "Be a public meeting point for swarms: no GPU, no model."),
     "coordinator": ("coordinator.operator_cli", "Serve the optional helper of swarms, and steer their runs."),
     "doctor": ("node.cli.doctor", "Examine this machine: what keeps it from training or from being reached."),
     "config": ("node.cli.config", "Show a recipe as it is understood, or the schema of all keys."),
@@ -34,7 +35,7 @@ _SECTIONS = (
     ("First steps", ("demo", "init", "plan", "doctor")),
     ("Train", ("start", "join", "status", "stop")),
     ("Use the result", ("eval", "chat", "export")),
-    ("More", ("coordinator", "config")),
+    ("More", ("bootstrap", "coordinator", "config")),
 )
 _EXIT_BUG = 70
 _EXIT_INTERRUPTED = 130

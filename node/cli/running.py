@@ -38,6 +38,13 @@ _OPTIONS = (
     click.option(
         "--announce", multiple=True, metavar="MULTIADDR", help="Tell others to dial this instead (behind a router)."
     ),
+    click.option(
+        "--bootstrap",
+        multiple=True,
+        metavar="MULTIADDR",
+        help="A public meeting point (`potluck bootstrap`): peers find each other there, and if it relays, this node "
+        "needs no open port.",
+    ),
     click.option("--base-model", help="Where the base model is on this machine: a folder, a .gguf file or a hub name."),
     click.option("--device", help="auto, cpu, cuda or cuda:N."),
     click.option(

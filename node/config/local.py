@@ -44,6 +44,8 @@ class LocalSettings(BaseModel):
     """Multiaddresses to listen on."""
     announce: Annotated[tuple[Multiaddr, ...], Field(max_length=16)] = ()
     """Multiaddresses that others should dial; those listened on when empty."""
+    bootstrap: Annotated[tuple[Multiaddr, ...], Field(max_length=4)] = ()
+    """Public meeting points, which relay for this node if nobody can dial it."""
     coordinator: Annotated[str, Field(max_length=600, pattern=r"^(none|coordinator(\+insecure)?://.+)$")] | None = None
     """Address of a coordinator that helps peers to find each other; `none` for no more of one used before."""
     lan: bool = True
@@ -55,7 +57,7 @@ class LocalSettings(BaseModel):
     track: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(max_length=3)] = ()
     """Trackers that get this node's figures; none when unset."""
 
-    @field_validator("listen", "announce", "track", mode="before")
+    @field_validator("listen", "announce", "bootstrap", "track", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value

@@ -74,7 +74,7 @@ def addresses(listen: Sequence[str], announce: Sequence[str], interfaces: Sequen
     return ok(
         "addresses",
         f"on the local network at {found}; behind a router for the Internet",
-        "for peers on the Internet see docs/internet.md: forward the port and --announce, or --relay",
+        "for peers on the Internet see docs/internet.md: forward the port and --announce, or --bootstrap",
     )
 
 
@@ -104,7 +104,7 @@ def from_outside(port_number: int, *, is_open: bool | None, seen_at: str, own: S
     return warn(
         "reachable",
         f"The peer sees this node at {seen_at} and cannot reach TCP {port_number}: a router stands between.",
-        f"forward TCP {port_number} in the router and give --announce /ip4/{seen_at}/tcp/{port_number}, or use --relay",
+        f"forward TCP {port_number} in the router and give --announce /ip4/{seen_at}/tcp/{port_number}, or --bootstrap",
     )
 
 

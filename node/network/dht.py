@@ -29,12 +29,12 @@ from node.core.versions import Speaker
 from node.network.addresses import is_peer_id
 from node.network.dht_bounds import RecordSerializer, RequestBounds
 from node.network.processes import PEER_FAILED, RunningP2P
-from node.network.records import PeerRecordValidator, decode_peer, encode_peer, other_version
+from node.network.records import PeerRecordValidator, decode_peer, encode_peer, other_version, records_key
 from node.trust.identity import Identity
 
 RECORD_LIFETIME_S = 20.0
 """A peer that vanished without a word is counted as alive for at most this long."""
-_DHT_REPLY_S = 3.0
+DHT_REPLY_S = 3.0
 _PUSH_S = 1.0
 """A peer that does not take a record within so long is not waited for; it may still take it."""
 _KEEPERS = 16
@@ -52,7 +52,7 @@ class DhtMembership:
         self._running = running
         self._identity = identity
         self._fingerprint = fingerprint
-        self._key = f"potluck/{fingerprint}/peers"
+        self._key = records_key(fingerprint)
         self._key_id = DHTID.generate(source=self._key)
         self._node: DHTNode | None = None
         self._me: Peer | None = None
@@ -70,7 +70,7 @@ class DhtMembership:
             p2p=self._running.p2p,
             record_validator=PeerRecordValidator(self._key, lifetime_s=RECORD_LIFETIME_S),
             authorizer=RequestBounds(),
-            wait_timeout=_DHT_REPLY_S,
+            wait_timeout=DHT_REPLY_S,
             cache_refresh_before_expiry=0,
         )
         self._node.protocol.serializer = RecordSerializer

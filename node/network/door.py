@@ -240,7 +240,7 @@ async def say_hello(p2p: P2P, peer_id: PeerId, *, fingerprint: str = "", knock_p
     except (*PEER_FAILED, P2PHandlerError) as error:
         raise NoPeerReachable(
             f"The peer {short(peer_id)} is there but does not answer as a Potluck node: {str(error)[:200]}.",
-            hint="Is it still starting, or another program? Try again in a moment.",
+            hint="Is it still starting? Of a bootstrap node, give the line that a node of the run prints.",
         ) from error
     if not versions.understands(welcome.protocol):
         theirs = Speaker.heard(welcome.protocol, welcome.software)

@@ -38,6 +38,7 @@ _REDIAL_S = 0.3
 _BACKED_OFF = re.compile(r"\[/ip[46]/([0-9a-fA-F.:]+)/tcp/(\d+)[^\]]*\] dial backoff")
 _MAX_KNOCKS = 8
 _KNOCK_S = 1.0
+_CIRCUIT = "/p2p-circuit"
 
 PEER_FAILED = (
     P2PDaemonError,
@@ -86,7 +87,20 @@ class RunningP2P:
         texts = [str(maddr) if "/p2p/" in str(maddr) else f"{maddr}{suffix}" for maddr in visible]
         if self._announce:  # what the owner says is what others are told
             return tuple(texts)
+        relayed = [text for text in texts if f"{_CIRCUIT}/" in text]
+        texts = [text for text in texts if f"{_CIRCUIT}/" not in text]
+        if relayed:  # they work from everywhere, and the others from few places
+            return (*relayed, *announced(texts, await asyncio.to_thread(local_interfaces)))
         return announced(texts, await asyncio.to_thread(local_interfaces)) or tuple(texts)
+
+    async def until_relayed(self, *, timeout_s: float) -> bool:
+        """Wait for an address at a relay; return whether there is one."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while not any(f"{_CIRCUIT}/" in address for address in await self.addresses()):
+            if asyncio.get_running_loop().time() > deadline:
+                return False
+            await asyncio.sleep(0.1)
+        return True
 
     async def connect(self, address: str, *, timeout_s: float = 8.0) -> PeerId:
         """Dial `address` (a multiaddr that ends in `/p2p/<peer id>`) and return the peer's id.
@@ -99,14 +113,14 @@ class RunningP2P:
         if peer_id == self.peer_id:
             raise ConfigError(f"{address} is this node's own address.", hint="Give the address of another node.")
         try:
-            await self._dial(PeerID.from_base58(peer_id), Multiaddr(transport), timeout_s)
+            await self._dial(PeerID.from_base58(peer_id), _WireAddress(transport), timeout_s)
         except PEER_FAILED as error:
             raise NoPeerReachable(f"No peer answers at {address}: {_reason(error, timeout_s)}.") from error
         except ValueError as error:
             raise ConfigError(f"{address} is not a multiaddr that can be dialled: {brief(error)}.") from error
         return peer_id
 
-    async def _dial(self, target: PeerID, where: Multiaddr, timeout_s: float) -> None:
+    async def _dial(self, target: PeerID, where: _WireAddress, timeout_s: float) -> None:
         """Dial, again if libp2p says that it does not dial just now: two that dial each other at once both fail."""
         async with asyncio.timeout(timeout_s):
             while True:
@@ -135,8 +149,36 @@ class RunningP2P:
         await asyncio.to_thread(self._sockets.close)
 
 
+class _WireAddress:
+    """A multiaddr as the daemon reads it; through a relay it has the relay's peer id inside.
+
+    hivemind writes that id as a CID, and the daemon reads a multihash there.
+    """
+
+    def __init__(self, text: str) -> None:
+        start, circuit, rest = text.partition(_CIRCUIT)
+        if rest:
+            raise ValueError(f"{text} goes on behind the relay")
+        self._end = b""
+        if circuit:
+            start, _, relay_id = start.rpartition("/p2p/")
+            multihash = PeerID.from_base58(relay_id).to_bytes()
+            self._end = b"\xa5\x03" + bytes([len(multihash)]) + multihash + b"\xa2\x02"
+        self._start = Multiaddr(start)
+
+    def to_bytes(self) -> bytes:
+        """Return it in binary (https://github.com/multiformats/multiaddr): 0x1a5 is `p2p`, 0x122 `p2p-circuit`."""
+        return bytes(self._start.to_bytes()) + self._end
+
+
 async def start_p2p(
-    home: Path, *, identity_path: Path, listen: Sequence[str], announce: Sequence[str] = ()
+    home: Path,
+    *,
+    identity_path: Path,
+    listen: Sequence[str],
+    announce: Sequence[str] = (),
+    relays: Sequence[str] = (),
+    relays_for_others: bool = False,
 ) -> RunningP2P:
     """Start the libp2p daemon and attach to it.
 
@@ -145,6 +187,8 @@ async def start_p2p(
         identity_path: Private key file that makes the peer id.
         listen: Multiaddrs to listen on, such as `/ip4/0.0.0.0/tcp/4040`.
         announce: Multiaddrs to tell to others instead of the ones listened on.
+        relays: Multiaddrs of peers that pass on what others send to this one, which nobody can dial.
+        relays_for_others: Pass on what is sent to others, whoever they are.
 
     Raises:
         ConfigError: a port to listen on is taken. (The daemon itself would share it silently.)
@@ -154,24 +198,29 @@ async def start_p2p(
         refuse_taken_port(address)
     sockets = SocketFolder(home)
     try:
-        return await _start(sockets, identity_path, listen, announce)
+        flags = _flags(identity_path, listen, announce, relays, relays_for_others=relays_for_others)
+        return await _start(sockets, flags, listen, announce)
     except BaseException:  # a request to stop in the middle, too
         await asyncio.to_thread(sockets.close)
         raise
 
 
-async def _start(
-    sockets: SocketFolder, identity_path: Path, listen: Sequence[str], announce: Sequence[str]
-) -> RunningP2P:
-    control = f"/unix{sockets.path}/p2pd.sock"
-    arguments = [
-        f"-listen={control}",
+def _flags(
+    identity_path: Path,
+    listen: Sequence[str],
+    announce: Sequence[str],
+    relays: Sequence[str],
+    *,
+    relays_for_others: bool,
+) -> list[str]:
+    """Return the daemon's arguments, but for its own socket."""
+    flags = [
         f"-id={identity_path}",
         f"-hostAddrs={','.join(listen)}",
         "-dhtServer=1",
         "-tls=1",
         "-relay=1",
-        "-relayService=0",
+        f"-relayService={int(relays_for_others)}",
         "-natPortMap=0",
         "-autonat=1",
         "-connManager=1",
@@ -180,11 +229,29 @@ async def _start(
         "-b=0",
     ]
     if announce:
-        arguments.append(f"-announceAddrs={','.join(announce)}")
+        flags.append(f"-announceAddrs={','.join(announce)}")
+    if relays:
+        # without `relayDiscovery=0` it looks around for three minutes before it asks the ones that are named
+        flags += [
+            "-autoRelay=1",
+            f"-trustedRelays={','.join(relays)}",
+            "-relayDiscovery=0",
+            "-forceReachabilityPrivate=1",
+        ]
+    if relays_for_others:
+        flags.append("-forceReachabilityPublic=1")
+    return flags
+
+
+async def _start(
+    sockets: SocketFolder, flags: Sequence[str], listen: Sequence[str], announce: Sequence[str]
+) -> RunningP2P:
+    control = f"/unix{sockets.path}/p2pd.sock"
     child = await asyncio.create_subprocess_exec(
         *dying_with_parent(),
         str(files("hivemind.hivemind_cli") / "p2pd"),
-        *arguments,
+        f"-listen={control}",
+        *flags,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

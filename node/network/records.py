@@ -32,6 +32,7 @@ _MAX_U63 = 2**63 - 1
 _CONTEXT = "peer-record"
 _CLOCK_S = 60.0
 """How far a peer's clock may be ahead; a newcomer whose clock is further off is turned away."""
+_MAX_FINGERPRINT = 64
 _WRITING_S = 1.0
 """Between the time in a record and its being stored."""
 
@@ -82,6 +83,17 @@ class _PeerRecord(BaseModel):
         if num_stages < 0 or (self.progress is not None and len(self.progress.hashes) != num_stages):
             raise ValueError("the stages, or their hashes, are not in order")
         return self
+
+
+def records_key(fingerprint: str) -> str:
+    """Return the DHT's key of a run's records."""
+    return f"potluck/{fingerprint}/peers"
+
+
+def run_of(data: object) -> str | None:
+    """Return the fingerprint of the run that a record is of, if it is signed by the peer that it names."""
+    record = _open(data)
+    return record.fingerprint if record is not None and len(record.fingerprint) <= _MAX_FINGERPRINT else None
 
 
 def encode_peer(peer: Peer, *, fingerprint: str, at_s: float, identity: Identity) -> bytes:
@@ -247,6 +259,12 @@ class PeerRecordValidator(RecordValidatorBase):  # type: ignore[misc]
         if is_ours and not abs(record.expiration_time - opened.at_s - self._lifetime_s) <= _WRITING_S:
             return False
         return self._has_room(PeerId(opened.peer_id), record.expiration_time, now)
+
+    @property
+    def num_alive(self) -> int:
+        """Peers whose records have not expired."""
+        now = get_dht_time()
+        return sum(until > now for until in self._until.values())
 
     def _has_room(self, peer: PeerId, expires: float, now: float) -> bool:
         if peer not in self._until and len(self._until) >= MAX_RECORDS:

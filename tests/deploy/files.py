@@ -75,7 +75,7 @@ def console_lines(path):
     for block in re.findall(r"```(?:console|sh|powershell)\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             found = re.search(
-                r"(?:^|[$#>] |-- |\s)(potluck (?:start|join|status|stop|export|plan|init|eval|chat|doctor|coordinator|config|demo)\b.*)",
+                r"(?:^|[$#>] |-- |\s)(potluck (?:start|join|status|stop|export|plan|init|eval|chat|doctor|coordinator|bootstrap|config|demo)\b.*)",
                 line,
             )
             if found:
