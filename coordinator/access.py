@@ -15,7 +15,9 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
+from coordinator.secret_files import keep_secret
 from coordinator.tally import Tally
 
 _OPERATOR = "/coordinator.v1.Operator/"
@@ -81,9 +83,7 @@ class Tokens:
 
 def _secret(path: Path) -> str:
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_urlsafe(24))
+        keep_secret(path, secrets.token_urlsafe(24).encode())
     return path.read_text().strip()[:128]
 
 
@@ -109,7 +109,7 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         needs_operator = handler_call_details.method.startswith(_OPERATOR)
         if is_operator or (is_member and not needs_operator):
             self._tally.calls["Operator"] += needs_operator
-            return await continuation(handler_call_details)
+            return _that_reads(await continuation(handler_call_details))
         self._tally.refused["token"] += 1
         if is_member:
             return _turned_away(grpc.StatusCode.PERMISSION_DENIED, "this takes the operator's token")
@@ -124,4 +124,25 @@ def _turned_away(code: grpc.StatusCode, details: str) -> grpc.RpcMethodHandler[A
     async def abort(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         await context.abort(code, details)
 
-    return grpc.unary_unary_rpc_method_handler(abort)
+    # of streams, because then nothing of the request is read: a caller who sends none, or a huge one, learns no more
+    return grpc.stream_stream_rpc_method_handler(abort)
+
+
+def _that_reads(handler: Any) -> Any:
+    """Return a handler that refuses a request which is none; gRPC would print a traceback and answer UNKNOWN."""
+    if handler is None:
+        return None
+    read, act = handler.request_deserializer, handler.unary_unary
+
+    def read_or(data: bytes) -> Any:
+        try:
+            return read(data)
+        except DecodeError:  # the calls with a stream refuse an empty request themselves
+            return read(b"") if act is None else None
+
+    async def act_or_refuse(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        if request is None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "that is no request")
+        return await act(request, context)
+
+    return handler._replace(request_deserializer=read_or, unary_unary=act_or_refuse if act is not None else None)

@@ -120,7 +120,8 @@ def _own_certificate(cert: Path | None, key: Path | None) -> Any:
 
 
 async def _serve(settings: Settings, address_file: Path | None) -> None:
-    from coordinator.server import CannotServe, keep_secret, serving
+    from coordinator.secret_files import keep_secret
+    from coordinator.server import CannotServe, serving
     from coordinator.store import StoreError
 
     ended = asyncio.Event()
@@ -129,7 +130,7 @@ async def _serve(settings: Settings, address_file: Path | None) -> None:
     try:
         async with serving(settings, click.echo) as here:
             if address_file is not None:
-                keep_secret(address_file, str(here.address))
+                keep_secret(address_file, str(here.address).encode())
             click.echo("This coordinator helps swarms whose nodes know its address:\n")
             click.echo(f"{here.address}\n")
             click.echo("potluck start RECIPE --coordinator ADDRESS    founds a run here")

@@ -33,6 +33,7 @@ class Hub:
         self._unsaved_runs: set[str] = set()
         self._unsaved_members: dict[tuple[str, str], Member | None] = {}
         self._wake = asyncio.Event()
+        self._is_closing = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._has_told_of_disk = False
         self.listeners: list[Callable[[str, Change], None]] = []
@@ -50,7 +51,8 @@ class Hub:
 
     async def close(self) -> None:
         """Save what there is, and end."""
-        for task in self._tasks:
+        self._is_closing.set()  # not cancelled: a transaction may be under way in its thread
+        for task in self._tasks[:-1]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         with contextlib.suppress(StoreError):
@@ -79,10 +81,12 @@ class Hub:
 
     def _found(self, facts: RunFacts) -> RunState:
         if len(self.runs) >= MAX_RUNS:
-            finished = [run for run in self.runs.values() if run.is_finished and not run.members]
-            if not finished:
+            left = [run for run in self.runs.values() if not run.members and (run.is_finished or not run.version)]
+            if not left:
                 raise Refused(f"this coordinator has {MAX_RUNS} runs, which is all that it takes")
-            del self.runs[finished[0].facts.fingerprint]
+            forgotten = min(left, key=lambda run: not run.is_finished).facts.fingerprint
+            del self.runs[forgotten]
+            self._unsaved_runs.add(forgotten)
         run = self.runs[facts.fingerprint] = RunState(facts)
         self._unsaved_runs.add(facts.fingerprint)
         self._say(f"New run {facts.name or facts.base_model} ({facts.fingerprint[:12]}).")
@@ -138,8 +142,9 @@ class Hub:
             self._wake.clear()
 
     async def _save_on(self) -> None:
-        while True:
-            await asyncio.sleep(_SAVE_EVERY_S)
+        while not self._is_closing.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._is_closing.wait(), _SAVE_EVERY_S)
             try:
                 await self._save()
                 self._has_told_of_disk = False
@@ -155,8 +160,9 @@ class Hub:
         self._unsaved_runs, self._unsaved_members = set(), {}
         rows = [(fingerprint, peer_id, member) for (fingerprint, peer_id), member in members.items()]
         known = [self.runs[fingerprint] for fingerprint in runs if fingerprint in self.runs]
+        forgotten = [fingerprint for fingerprint in runs if fingerprint not in self.runs]
         try:
-            await asyncio.to_thread(self._store.write, Batch(known, rows))
+            await asyncio.to_thread(self._store.write, Batch(known, rows, forgotten))
         except StoreError:
             self._unsaved_runs |= runs
             self._unsaved_members = {**members, **self._unsaved_members}

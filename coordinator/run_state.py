@@ -125,7 +125,8 @@ class RunState:
     """(Unix time, report), oldest first."""
     losses: deque[tuple[int, float, float | None]] = field(default_factory=lambda: deque(maxlen=_KEPT_LOSSES))
     """(version, training loss, held-out loss), oldest first."""
-    _not_before: float = 0.0
+    _spent: tuple[tuple[int, str] | None, float] = (None, 0.0)
+    """A standing of which a plan has ended, and the Unix time before which there is no other one."""
 
     @property
     def is_finished(self) -> bool:
@@ -181,9 +182,8 @@ class RunState:
         if report.outcome == "dropped" or (report.version, report.outcome) not in known:
             self.rounds.append((now, report))
         if self.plan is not None and report.version >= self.plan.version:
-            self.plan = None
-            if report.outcome == "dropped":
-                self._not_before = now + _AFTER_DROP_S
+            # after a round that came about, the others' heartbeats still tell of the version before it
+            self._end_plan(now + (_AFTER_DROP_S if report.outcome == "dropped" else EXPIRES_S))
         return self.tick(now)
 
     def pause(self) -> list[Change]:
@@ -223,10 +223,10 @@ class RunState:
             if now - member.heard_at > EXPIRES_S:
                 del self.members[member.peer_id]
                 changes.append(Gone(member.peer_id))
-        plan = self.plan
-        if plan is not None and (now >= plan.deadline or self._is_passed(plan)):
-            self._not_before = now + _AFTER_DROP_S if not self._is_passed(plan) else self._not_before
-            self.plan = None
+        if self.plan is not None and self._is_passed(self.plan):
+            self._end_plan(now + EXPIRES_S)
+        elif self.plan is not None and now >= self.plan.deadline:
+            self._end_plan(now + _AFTER_DROP_S)
         if self._due_in(now) == 0.0:
             self.plan = self._make_plan(now)
             changes.append(Planned(self.plan))
@@ -240,6 +240,12 @@ class RunState:
         if (due_in := self._due_in(now)) is not None:
             times.append(now + due_in)
         return min(times, default=float("inf"))
+
+    def _end_plan(self, not_before: float) -> None:
+        """Close the plan; none of the same standing comes before that time."""
+        if self.plan is not None:
+            self._spent = (self.plan.version, self.plan.base_hash), not_before
+            self.plan = None
 
     def _is_passed(self, plan: Plan) -> bool:
         return any(member.facts.version > plan.version for id, _, _ in plan.members if (member := self.members.get(id)))
@@ -263,7 +269,8 @@ class RunState:
         if len(front) < 2 or not has_all:  # a node alone needs nobody to tell it
             return None
         missing = self.facts.target_batch_tokens - sum(m.tokens_at(now) for m in front)
-        wait = max(0.0, self._not_before - now)
+        standing, not_before = self._spent
+        wait = max(0.0, not_before - now) if front[0].facts.standing == standing else 0.0
         if missing <= 0:
             return wait
         rate = sum(m.facts.tokens_per_s for m in front if now - m.heard_at < _MAX_EXTRAPOLATION_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import ipaddress
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -22,6 +23,7 @@ from coordinator.listen import WrongAddress, is_local
 from coordinator.metrics import coordinator_registry, standing
 from coordinator.page import RunsSource
 from coordinator.scrape import from_other_threads, metrics_endpoint
+from coordinator.secret_files import keep_secret
 from coordinator.servicer import CoordinatorServicer, OperatorServicer
 from coordinator.store import Store
 from coordinator.tls import Certificate
@@ -98,14 +100,13 @@ async def serving(settings: Settings, say: Callable[[str], None]) -> AsyncIterat
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     port, sha256 = _listen(server, settings)
+    host, dialled = settings.public or (reachable_host(settings.host), port)
+    member = CoordinatorAddress(host, dialled, tokens.member, sha256, settings.is_plain)
+    _leave_for_operator(settings.state, dataclasses.replace(member, token=tokens.operator))
     await server.start()
     for service in ("", *_SERVICES):
         await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
     hub.start()
-    host, dialled = settings.public or (reachable_host(settings.host), port)
-    member = CoordinatorAddress(host, dialled, tokens.member, sha256, settings.is_plain)
-    operator = CoordinatorAddress(host, dialled, tokens.operator, sha256, settings.is_plain)
-    keep_secret(settings.state / "operator.address", str(operator))
     try:
         async with _shown(hub, settings, str(member), say):
             yield Serving(hub, member)
@@ -152,10 +153,12 @@ def _listen(server: grpc.aio.Server, settings: Settings) -> tuple[int, str | Non
         raise CannotServe(f"The certificate in {settings.state} cannot be used: {error}.") from error
 
 
-def keep_secret(path: Path, text: str) -> None:
-    """Write an address with its token for its owner alone."""
-    path.touch(mode=0o600)
-    path.write_text(text)
+def _leave_for_operator(folder: Path, address: CoordinatorAddress) -> None:
+    """Leave the operator's address where the operator's verbs find it."""
+    try:
+        keep_secret(folder / "operator.address", str(address).encode())
+    except OSError as error:
+        raise CannotServe(f"{folder}: {error.strerror}. Make room, or give another folder with --state.") from error
 
 
 def _tokens(folder: Path) -> Tokens:

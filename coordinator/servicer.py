@@ -25,7 +25,7 @@ from coordinator.bounds import (
 from coordinator.client import PROTOCOL
 from coordinator.hub import Hub
 from coordinator.run_state import HEARTBEAT_S, Change, Refused, RunState
-from coordinator.signing import caller_of
+from coordinator.signing import caller_of, is_peer_id
 from coordinator.v1 import coordinator_pb2 as pb
 from coordinator.v1 import coordinator_pb2_grpc as rpc
 
@@ -128,6 +128,7 @@ class CoordinatorServicer(Refusals, rpc.CoordinatorServicer):
             with self._hub.watching(run) as watcher:
                 async for change in watcher.changes():
                     yield change
+                    run.refuse_evicted(peer_id)  # it has just been told so, and learns no more
         except Malformed as error:
             await self.refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except Refused as error:
@@ -199,7 +200,11 @@ class OperatorServicer(Refusals, rpc.OperatorServicer):
         changes: list[Change] = []
         if not request.peer_id or len(request.peer_id) > _MAX_PEER_ID:
             await self.refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "whom to evict?")
-        found = [peer for peer in run.members if peer.endswith(request.peer_id)] or [request.peer_id]
+        found = [peer for peer in run.members if peer.endswith(request.peer_id)]
+        if not found and is_peer_id(request.peer_id):  # it may come back
+            found = [request.peer_id]
+        if not found:
+            await self.refuse(context, grpc.StatusCode.NOT_FOUND, "no member's id ends like this")
         if len(found) > 1:
             await self.refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "several members' ids end like this")
         changes += run.evict(found[0])

@@ -8,6 +8,7 @@ Format: https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Protocol
 
 import base58
@@ -19,6 +20,7 @@ from coordinator.v1 import coordinator_pb2 as pb
 
 _MAX_KEY_BYTES = 1_024
 _MIN_BITS, _MAX_BITS = 2048, 4096
+_PEER_ID = re.compile("Qm[1-9A-HJ-NP-Za-km-z]{44}")
 _PADDING = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=padding.PSS.DIGEST_LENGTH)
 
 
@@ -71,6 +73,11 @@ def peer_id_of(public_key: bytes) -> str:
     """Return the libp2p peer id of an RSA public key (DER, SubjectPublicKeyInfo)."""
     wrapped = b"\x08\x00\x12" + _varint(len(public_key)) + public_key
     return base58.b58encode(b"\x12\x20" + hashlib.sha256(wrapped).digest()).decode()  # multihash: sha2-256, 32 bytes
+
+
+def is_peer_id(text: str) -> bool:
+    """Whether `text` is a whole peer id of an RSA key."""
+    return _PEER_ID.fullmatch(text) is not None
 
 
 def _varint(value: int) -> bytes:

@@ -34,11 +34,17 @@ class StoreError(Exception):
 class Batch:
     """Rows to be written, made where the runs do not change meanwhile."""
 
-    def __init__(self, runs: Iterable[RunState], members: Iterable[tuple[str, str, Member | None]]) -> None:
-        """Take runs, and members by (fingerprint, peer id), None for one that is gone."""
+    def __init__(
+        self,
+        runs: Iterable[RunState],
+        members: Iterable[tuple[str, str, Member | None]],
+        forgotten: Iterable[str] = (),
+    ) -> None:
+        """Take runs, members by (fingerprint, peer id), None for one that is gone, and runs that are gone."""
         told = list(members)
         self.runs = [_row(run) for run in runs]
         self.members = [_member_row(fingerprint, member) for fingerprint, _, member in told if member is not None]
+        self.forgotten = [(fingerprint,) for fingerprint in forgotten]
         self.gone = [(fingerprint, peer_id) for fingerprint, peer_id, member in told if member is None]
 
 
@@ -96,6 +102,8 @@ class Store:
             self._db.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", batch.runs)
             self._db.executemany("INSERT OR REPLACE INTO members VALUES (?, ?, ?, ?, ?)", batch.members)
             self._db.executemany("DELETE FROM members WHERE fingerprint = ? AND peer_id = ?", batch.gone)
+            self._db.executemany("DELETE FROM runs WHERE fingerprint = ?", batch.forgotten)
+            self._db.executemany("DELETE FROM members WHERE fingerprint = ?", batch.forgotten)
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             if self._db.in_transaction:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from coordinator.secret_files import keep_secret
 
 _NAME = "potluck-coordinator"
 _YEARS = 10
@@ -54,11 +55,9 @@ class Certificate:
         chain, key = folder / "certificate.pem", folder / "certificate.key"
         if not (chain.exists() and key.exists()):
             made = _make()
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for path, data in ((key, made.key), (chain, made.chain)):
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(data)
+            chain.unlink(missing_ok=True)  # never an old certificate beside a new key
+            keep_secret(key, made.key)
+            keep_secret(chain, made.chain)
         return cls.read(chain, key)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from coordinator.listen import WrongAddress, is_address, is_local, parse_listen
+from coordinator.secret_files import keep_secret
 from coordinator.web.app import make_app
 from coordinator.web.gate import new_token
 from coordinator.web.serve import open_socket, page_url, serving
@@ -42,7 +42,7 @@ async def owners_page(
     names = () if is_address(host) else (host,)
     async with serving(make_app(source, token=token, names=names), listener):
         with contextlib.suppress(OSError):  # on a disk that refuses the page is still there, and its address was said
-            _keep(file, f"{url}\n")
+            keep_secret(file, f"{url}\n".encode())
         say(f"Watch it in a browser:  {url}")
         if not is_local(host):
             say("Others on the network may open it too with that token; the connection is not encrypted.")
@@ -51,9 +51,3 @@ async def owners_page(
         finally:
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
-
-
-def _keep(file: Path, text: str) -> None:
-    file.unlink(missing_ok=True)
-    with open(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as stream:
-        stream.write(text)
