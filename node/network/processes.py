@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from node.network.addresses import refuse_taken_port, split_peer_id
 from node.network.dht_bounds import DHT_QUOTA, GatedP2P
 from node.network.interfaces import announced, local_interfaces
 from node.network.quotas import Gate, Told, log_line
+from node.network.relaying import RELAY_ENVIRONMENT, stop_relaying
 
 _START_TIMEOUT_S = 15.0
 _REDIAL_S = 0.3
@@ -199,7 +200,10 @@ async def start_p2p(
     sockets = SocketFolder(home)
     try:
         flags = _flags(identity_path, listen, announce, relays, relays_for_others=relays_for_others)
-        return await _start(sockets, flags, listen, announce)
+        running = await _start(sockets, flags, listen, announce, RELAY_ENVIRONMENT if relays_for_others else {})
+        if not relays_for_others:
+            await stop_relaying(running.p2p)
+        return running
     except BaseException:  # a request to stop in the middle, too
         await asyncio.to_thread(sockets.close)
         raise
@@ -244,7 +248,11 @@ def _flags(
 
 
 async def _start(
-    sockets: SocketFolder, flags: Sequence[str], listen: Sequence[str], announce: Sequence[str]
+    sockets: SocketFolder,
+    flags: Sequence[str],
+    listen: Sequence[str],
+    announce: Sequence[str],
+    environment: Mapping[str, str],
 ) -> RunningP2P:
     control = f"/unix{sockets.path}/p2pd.sock"
     child = await asyncio.create_subprocess_exec(
@@ -255,7 +263,7 @@ async def _start(
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, "GOLOG_LOG_LEVEL": "error", "GOLOG_LOG_FMT": "nocolor"},
+        env={**os.environ, **environment, "GOLOG_LOG_LEVEL": "error", "GOLOG_LOG_FMT": "nocolor"},
         process_group=0,
     )
     log: deque[str] = deque(maxlen=20)
