@@ -100,11 +100,12 @@ class LightNode:
         """Call the coordinator, and then the bare server, again and again."""
         while True:
             started = time.perf_counter()
-            await self.client.heartbeat(self.facts())
+            reply = await self.client.heartbeat(self.facts())
             between = time.perf_counter()
             await self.bare.heartbeat(self.facts())
             self.waits_s.append(between - started)
             self.bare_waits_s.append(time.perf_counter() - between)
+            every_s = reply.next_in_s
             await asyncio.sleep(max(0.0, every_s - (time.perf_counter() - started)))
 
     def facts(self) -> pb.HeartbeatRequest:
@@ -144,9 +145,15 @@ def told(what: str, nodes: list[LightNode]) -> None:
         node.waits_s, node.bare_waits_s = [], []
 
 
-async def load(arguments: argparse.Namespace, folder: Path, address: str, bare: str, pid: int) -> None:
+def cpu_s(process: psutil.Process) -> float:
+    """Return the seconds of a core that a process has used."""
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+async def load(arguments: argparse.Namespace, folder: Path, address: str, bare: str, pids: tuple[int, int]) -> None:
     """Let the nodes live, and print what they and the coordinator saw."""
-    coordinator = psutil.Process(pid)
+    coordinator, bare_server = map(psutil.Process, pids)
     empty_mb = coordinator.memory_info().rss / 1e6
     where, nothing = CoordinatorAddress.parse(address), CoordinatorAddress.parse(bare)
     nodes = []
@@ -163,21 +170,19 @@ async def load(arguments: argparse.Namespace, folder: Path, address: str, bare: 
     for node in nodes:
         node.waits_s, node.bare_waits_s, node.num_told = [], [], 0
 
-    def cpu_s() -> float:
-        times = coordinator.cpu_times()
-        return times.user + times.system
-
-    before, started = cpu_s(), time.monotonic()
+    before, bare_before, started = cpu_s(coordinator), cpu_s(bare_server), time.monotonic()
     await asyncio.sleep(arguments.seconds)
-    used, took = cpu_s() - before, time.monotonic() - started
+    used, bare_used = cpu_s(coordinator) - before, cpu_s(bare_server) - bare_before
+    took = time.monotonic() - started
     print(f"{arguments.nodes} nodes in {arguments.runs} runs for {took:.0f} s")
     told("heartbeat", nodes)
-    print(f"CPU of the coordinator: {used / took * 3600 / len(nodes):.2f} s per node-hour")
+    node_hours = took / 3600 * len(nodes)
+    print(f"CPU: coordinator {used / node_hours:.2f}, bare grpc.aio {bare_used / node_hours:.2f} s per node-hour")
     print(f"memory: {coordinator.memory_info().rss / 1e6:.0f} MB, {empty_mb:.0f} MB without nodes")
     print(f"told a node: {sum(node.num_told for node in nodes) / len(nodes) / took:.2f} changes/s")
-    before, started = cpu_s(), time.monotonic()
+    before, started = cpu_s(coordinator), time.monotonic()
     taken, refused = await flood(nodes[0], time.monotonic() + FLOOD_S)
-    cores = (cpu_s() - before) / (time.monotonic() - started)
+    cores = (cpu_s(coordinator) - before) / (time.monotonic() - started)
     told("under flood", nodes[1:])
     print(f"the flooder: {taken} calls taken, {refused} refused; the coordinator used {cores:.0%} of a core")
     broken = [life.exception() for life in lives[1:] if life.done() and not life.cancelled()]
@@ -206,10 +211,10 @@ def main() -> int:
             process = context.Process(target=target, args=(folder, queue), daemon=True)
             process.start()
             servers.append((process, queue.get(timeout=30)))
-        (ours, address), (_, bare) = servers
-        assert ours.pid is not None
+        (ours, address), (nothing, bare) = servers
+        pids = (ours.pid, nothing.pid)
         try:
-            asyncio.run(load(arguments, Path(name), address, bare, ours.pid))
+            asyncio.run(load(arguments, Path(name), address, bare, pids))
         finally:
             for process, _ in servers:
                 process.terminate()

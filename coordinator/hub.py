@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from coordinator.bounds import RunFacts
-from coordinator.run_state import Change, Gone, Member, Refused, RunState, Seen, State, refreshed
+from coordinator.run_state import HEARTBEAT_S, Change, Gone, Member, Refused, RunState, Seen, State, refreshed
 from coordinator.store import Batch, Store, StoreError
 from coordinator.tally import Tally
 from coordinator.watchers import Watcher
@@ -16,6 +16,9 @@ from coordinator.watchers import Watcher
 MAX_RUNS = 64
 _MAX_WATCHERS = 1024
 _SAVE_EVERY_S = 1.0
+_MOST_HEARTBEATS_PER_S = 20
+_LONGEST_HEARTBEAT_S = 12.0
+"""Less than after what a member of a small run is taken for gone, so that none is when a large one shrinks."""
 
 
 class Hub:
@@ -33,6 +36,8 @@ class Hub:
         self._unsaved_runs: set[str] = set()
         self._unsaved_members: dict[tuple[str, str], Member | None] = {}
         self._wake = asyncio.Event()
+        self._due: dict[str, float] = {}
+        """The Unix time at which something happens by itself in a run, by fingerprint."""
         self._is_closing = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._has_told_of_disk = False
@@ -44,6 +49,7 @@ class Hub:
         for run in store.load():
             run.members = {id: refreshed(member, now) for id, member in run.members.items()}
             self.runs[run.facts.fingerprint] = run
+            self._due[run.facts.fingerprint] = run.next_tick(now)
 
     def start(self) -> None:
         """Begin to let time pass, and to save."""
@@ -86,6 +92,7 @@ class Hub:
                 raise Refused(f"this coordinator has {MAX_RUNS} runs, which is all that it takes")
             forgotten = min(left, key=lambda run: not run.is_finished).facts.fingerprint
             del self.runs[forgotten]
+            self._due.pop(forgotten, None)
             self._unsaved_runs.add(forgotten)
         run = self.runs[facts.fingerprint] = RunState(facts)
         self._unsaved_runs.add(facts.fingerprint)
@@ -105,7 +112,16 @@ class Hub:
             for listener in self.listeners:
                 listener(fingerprint, change)
         self._unsaved_runs.add(fingerprint)
-        self._wake.set()
+        due = run.next_tick(time.time())
+        if due < min(self._due.values(), default=float("inf")):
+            self._wake.set()
+        self._due[fingerprint] = due
+
+    def next_heartbeat_s(self, run: RunState) -> float:
+        """Return when a member of a run is to call again: less often where there are many, of all runs together."""
+        num_members = sum(len(run.members) for run in self.runs.values())
+        run.heartbeat_s = min(_LONGEST_HEARTBEAT_S, max(HEARTBEAT_S, num_members / _MOST_HEARTBEATS_PER_S))
+        return run.heartbeat_s
 
     @contextlib.contextmanager
     def watching(self, run: RunState) -> Iterator[Watcher]:
@@ -133,10 +149,10 @@ class Hub:
         """Let each run know the time when something is due in it."""
         while True:
             now = time.time()
-            for run in tuple(self.runs.values()):
-                if run.next_tick(now) <= now:
-                    self.changed(run, run.tick(now))
-            due = min((run.next_tick(time.time()) for run in self.runs.values()), default=float("inf"))
+            for fingerprint in [fingerprint for fingerprint, due in self._due.items() if due <= now]:
+                run = self.runs[fingerprint]
+                self.changed(run, run.tick(now))
+            due = min(self._due.values(), default=float("inf"))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), min(60.0, max(0.002, due - time.time())))
             self._wake.clear()

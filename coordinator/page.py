@@ -109,7 +109,7 @@ def run_view(run: RunState, left: dict[str, Member], join: str) -> RunView:
         max_steps=facts.max_steps,
         seconds_left=(facts.max_steps - version) * facts.target_batch_tokens / rate if rate else None,
         target_tokens=facts.target_batch_tokens,
-        tokens_towards_next=int(sum(m.tokens_at(now) for m in members if m.facts.version == run.version)),
+        tokens_towards_next=int(sum(run.tokens_of(m, now) for m in members if m.facts.version == run.version)),
         tokens_per_s=rate,
         loss=latest[1] if latest else None,
         held_out_loss=held_out[-1][1] if held_out else None,

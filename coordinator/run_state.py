@@ -5,20 +5,20 @@ Nothing here waits, sends or looks at a clock: messages and the time are handed 
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from coordinator.bounds import MemberFacts, RoundReport, RunFacts
 
 HEARTBEAT_S = 5.0
-EXPIRES_S = 3 * HEARTBEAT_S
-"""A member that was silent for so long is gone."""
 ROUND_S = 60.0
 """A plan that nobody reports on is closed after so long."""
 MAX_MEMBERS = 512
-_MAX_EXTRAPOLATION_S = 10.0
-"""A heartbeat older than this says nothing about the tokens done since."""
+_EXPIRES_AFTER = 3
+"""A member that was silent for so many heartbeats is gone."""
+_EXTRAPOLATED = 2
+"""A heartbeat older than so many says nothing about the tokens done since."""
 _AFTER_DROP_S = 2.0
 _KEPT_ROUNDS, _KEPT_LOSSES, _MAX_EVICTED = 100, 500, 1024
 
@@ -44,11 +44,6 @@ class Member:
     facts: MemberFacts
     heard_at: float
     """Unix time of its latest heartbeat."""
-
-    def tokens_at(self, now: float) -> float:
-        """Return its tokens towards the next version, counted on to `now` by its rate."""
-        age = min(max(now - self.heard_at, 0.0), _MAX_EXTRAPOLATION_S)
-        return self.facts.tokens + self.facts.tokens_per_s * age
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +120,15 @@ class RunState:
     """(Unix time, report), oldest first."""
     losses: deque[tuple[int, float, float | None]] = field(default_factory=lambda: deque(maxlen=_KEPT_LOSSES))
     """(version, training loss, held-out loss), oldest first."""
+    heartbeat_s: float = HEARTBEAT_S
+    """How often members are asked to call; not kept."""
     _spent: tuple[tuple[int, str] | None, float] = (None, 0.0)
     """A standing of which a plan has ended, and the Unix time before which there is no other one."""
+
+    @property
+    def expires_s(self) -> float:
+        """A member that was silent for so long is gone."""
+        return _EXPIRES_AFTER * self.heartbeat_s
 
     @property
     def is_finished(self) -> bool:
@@ -183,7 +185,7 @@ class RunState:
             self.rounds.append((now, report))
         if self.plan is not None and report.version >= self.plan.version:
             # after a round that came about, the others' heartbeats still tell of the version before it
-            self._end_plan(now + (_AFTER_DROP_S if report.outcome == "dropped" else EXPIRES_S))
+            self._end_plan(now + (_AFTER_DROP_S if report.outcome == "dropped" else self.expires_s))
         return self.tick(now)
 
     def pause(self) -> list[Change]:
@@ -220,11 +222,11 @@ class RunState:
         """Let the time be `now`: members expire, plans end, a round becomes due."""
         changes: list[Change] = []
         for member in list(self.members.values()):
-            if now - member.heard_at > EXPIRES_S:
+            if now - member.heard_at > self.expires_s:
                 del self.members[member.peer_id]
                 changes.append(Gone(member.peer_id))
         if self.plan is not None and self._is_passed(self.plan):
-            self._end_plan(now + EXPIRES_S)
+            self._end_plan(now + self.expires_s)
         elif self.plan is not None and now >= self.plan.deadline:
             self._end_plan(now + _AFTER_DROP_S)
         if self._due_in(now) == 0.0:
@@ -234,12 +236,17 @@ class RunState:
 
     def next_tick(self, now: float) -> float:
         """Return the Unix time at which something happens by itself; infinity if nothing does."""
-        times = [member.heard_at + EXPIRES_S + 1e-3 for member in self.members.values()]
+        times = [member.heard_at + self.expires_s + 1e-3 for member in self.members.values()]
         if self.plan is not None:
             times.append(self.plan.deadline)
         if (due_in := self._due_in(now)) is not None:
             times.append(now + due_in)
         return min(times, default=float("inf"))
+
+    def tokens_of(self, member: Member, now: float) -> float:
+        """Return a member's tokens towards the next version, counted on to `now` by its rate."""
+        age = min(max(now - member.heard_at, 0.0), _EXTRAPOLATED * self.heartbeat_s)
+        return member.facts.tokens + member.facts.tokens_per_s * age
 
     def _end_plan(self, not_before: float) -> None:
         """Close the plan; none of the same standing comes before that time."""
@@ -252,13 +259,15 @@ class RunState:
 
     def _front(self) -> list[Member]:
         """Return the members that train from the standing of most of them, by id; of two, the heavier one."""
-        training = [m for m in self.members.values() if m.facts.state == "training" and m.facts.base_hash]
-        if not training:
+        groups: dict[tuple[int, str], list[Member]] = {}
+        for member in self.members.values():
+            if member.facts.state == "training" and member.facts.base_hash:
+                groups.setdefault(member.facts.standing, []).append(member)
+        if not groups:
             return []
-        counts = Counter(member.facts.standing for member in training)
-        first = max(training, key=lambda m: (counts[m.facts.standing], m.facts.committed_tokens, m.facts.standing))
-        group = [m for m in training if m.facts.standing == first.facts.standing]
-        return sorted(group, key=lambda m: m.peer_id)
+        most = {standing: max(m.facts.committed_tokens for m in group) for standing, group in groups.items()}
+        first = max(groups, key=lambda standing: (len(groups[standing]), most[standing], standing))
+        return sorted(groups[first], key=lambda m: m.peer_id)
 
     def _due_in(self, now: float) -> float | None:
         """Return the seconds until a round is due, 0 for now, or None if none is in sight."""
@@ -268,12 +277,12 @@ class RunState:
         has_all = all(any(m.facts.holds(s) for m in front) for s in range(self.facts.num_stages))
         if len(front) < 2 or not has_all:  # a node alone needs nobody to tell it
             return None
-        missing = self.facts.target_batch_tokens - sum(m.tokens_at(now) for m in front)
+        missing = self.facts.target_batch_tokens - sum(self.tokens_of(m, now) for m in front)
         standing, not_before = self._spent
         wait = max(0.0, not_before - now) if front[0].facts.standing == standing else 0.0
         if missing <= 0:
             return wait
-        rate = sum(m.facts.tokens_per_s for m in front if now - m.heard_at < _MAX_EXTRAPOLATION_S)
+        rate = sum(m.facts.tokens_per_s for m in front if now - m.heard_at < _EXTRAPOLATED * self.heartbeat_s)
         return max(wait, missing / rate, 1e-3) if rate > 0 else None
 
     def _make_plan(self, now: float) -> Plan:

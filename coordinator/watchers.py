@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator
 from coordinator.run_state import Change, Gone, Member, Plan, Planned, RunState, Seen
 from coordinator.v1 import coordinator_pb2 as pb
 
-_SHOW_AGAIN_S = 10.0
-"""A member that says nothing new is passed on this often, so that watchers see that it lives."""
+_SHOW_AGAIN_S = (10.0, 2.0)
+"""A member that says nothing new is passed on this often, so that watchers see how far it is: at least, and for each
+member of the run. So a watcher is told of one member in two seconds at most while nothing happens."""
 _GAP_S = 0.2
 """Between two batches; a plan goes at once."""
 
@@ -36,7 +37,8 @@ class Watcher:
         match change:
             case Seen(member, is_marked):
                 last = self._shown_at.get(member.peer_id, 0.0)
-                if not is_marked and time.monotonic() - last < _SHOW_AGAIN_S:
+                least, for_each = _SHOW_AGAIN_S
+                if not is_marked and time.monotonic() - last < max(least, for_each * len(self._run.members)):
                     return
                 self._members[member.peer_id] = member
             case Gone(peer_id, is_evicted):

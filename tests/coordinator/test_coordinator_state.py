@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from light_nodes import make_facts, make_run
 
 from coordinator.bounds import MemberFacts, RoundReport, RunFacts
-from coordinator.run_state import EXPIRES_S, HEARTBEAT_S, ROUND_S, Gone, Planned, Refused, RunState, State
+from coordinator.run_state import HEARTBEAT_S, ROUND_S, Gone, Planned, Refused, RunState, State
 
 PEERS = ("a", "b", "c")
 
@@ -79,10 +79,10 @@ def test_who_falls_silent_is_gone_and_who_was_evicted_stays_out(run):
     run.heartbeat("a", b"r", facts(), 0.0)
     run.heartbeat("b", b"r", facts(), HEARTBEAT_S)
 
-    assert run.tick(EXPIRES_S + 0.01) == [Gone("a")]
+    assert run.tick(run.expires_s + 0.01) == [Gone("a")]
     assert run.evict("b") == [Gone("b", is_evicted=True)]
     with pytest.raises(Refused, match="evicted"):
-        run.heartbeat("b", b"r", facts(), EXPIRES_S)
+        run.heartbeat("b", b"r", facts(), run.expires_s)
 
 
 def test_a_joiner_is_shown_what_the_swarm_lacks_most(run):
@@ -143,7 +143,7 @@ def test_in_any_order_it_stays_in_order(story):
         assert not set(run.evicted) & set(run.members)
         if name in ("heartbeat", "tick", "report"):
             assert run.next_tick(now) > now, "or it would spin"
-            assert all(now - member.heard_at <= EXPIRES_S for member in run.members.values())
+            assert all(now - member.heard_at <= run.expires_s for member in run.members.values())
         assert dataclasses.replace(run).state is run.state
 
 
