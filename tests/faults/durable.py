@@ -140,9 +140,12 @@ def _is_for_writing(call: ast.Call, owner: str) -> bool:
 
 
 def _point(injector: Injector, primitive: str) -> str | None:
-    """Return the point that the present call serves; None for a caller outside `node/` or in another room."""
+    """Return the point that the present call serves; None for a caller outside `node/` or in another room.
+
+    A finalizer serves no line: it runs wherever the garbage collector happens to (hivemind's removes its sockets).
+    """
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
+    while frame is not None and frame.f_code.co_name != "__del__":
         path = Path(frame.f_code.co_filename)
         if path.is_relative_to(ROOT):
             if _keeps_no_state(path):

@@ -27,6 +27,7 @@ from node.network.compression import decode
 from node.network.dht import DhtMembership
 from node.network.door import HELLO, STATE, Door, fetch_state, say_hello
 from node.network.malformed import Malformed
+from node.network.relaying import HOP, stop_relaying
 from node.network.rounds import Bulk, PeerLost, RoundTransport, digest_of
 from node.network.stages import StageTransport
 from node.network.weights import WeightClient, WeightServer
@@ -168,6 +169,7 @@ class Doors:
 
     async def _open(self):
         line, told = self.line, self.told.append
+        await stop_relaying(line)
         self.door = Door(self.world, self.events, told)
         await self.door.open(line)
         self.rounds = RoundTransport(line, fingerprint=seeds.RUN, told=told)
@@ -193,12 +195,14 @@ class Doors:
 
     def _handled(self, suffix):
         """Return what runs a handler on bytes; a call's error goes back to the caller, so ours alone may arise."""
-        (name,) = [name for name in self.line.handlers if name.endswith(suffix)]
+        (handler,) = [
+            handler for name, handler in {**self.line.removed, **self.line.handlers}.items() if name.endswith(suffix)
+        ]
 
         def run(data):
             self.line.answer = b""
             with contextlib.suppress(REFUSALS):
-                self.loop.run(self.line.handlers[name](data))
+                self.loop.run(handler(data))
             assert not self.bugs, self.bugs.pop()
 
         return run
@@ -241,6 +245,7 @@ class Doors:
             of_streams("results", self._asked(self._exchange), [seeds.results(RESULT_VALUES)], frame, ()),
             of_streams("stage-request", self._handled("/stages"), seeds.STAGE_REQUESTS, frame, ("stages:_serve",)),
             of_streams("stage-reply", self._asked(self._stage_call), seeds.STAGE_REPLIES, frame, ()),
+            of_streams("relay", self._handled(HOP), [[b"\x08\x00"]], frame, ("relaying:refuse",)),
             Target("tensors", self._tensors, (bytes(64),), lambda rng: damage(seeds.tensor(rng), rng)),
             of_streams(
                 "weight-request", self._handled("/weights"), self.world.weight_requests, frame, ("weights:_serve",)

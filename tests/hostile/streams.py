@@ -50,6 +50,8 @@ class Line:
     def __init__(self):
         self.answer = b""
         self.handlers = {}
+        self.removed = {}
+        """A stream that was opened before still arrives there."""
         self.peer_id = PeerID.from_base58(PEERS[1])
 
     async def add_protobuf_handler(self, name, handler, input_protobuf_type, **_):
@@ -70,7 +72,8 @@ class Line:
         self.handlers.pop(name, None)
 
     async def remove_binary_stream_handler(self, name):
-        self.handlers.pop(name, None)
+        if name in self.handlers:
+            self.removed[name] = self.handlers.pop(name)
 
     async def list_peers(self):
         return ()  # who asked for a knock has gone: none of the many cases is to reach this machine's own ports
