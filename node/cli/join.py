@@ -34,6 +34,8 @@ def command(address: str | None, recipe_path: Path | None, yes: bool, **options:
     potluck join /ip4/192.168.1.20/tcp/4040/p2p/Qm… --data theirs.jsonl
     potluck join /ip4/192.168.1.20/tcp/4040/p2p/Qm… --lend
     """
+    if address is not None:
+        _refuse_what_is_none(address)
     recipe = None
     if recipe_path is not None:
         from node.config.load import load_recipe
@@ -46,3 +48,12 @@ def command(address: str | None, recipe_path: Path | None, yes: bool, **options:
         address = choose_nearby(yes=yes)
         arguments = ["join", address, *(a for a in arguments[1:] if a not in ("-y", "--yes"))]
     run_node(recipe=recipe, address=address, resume_command="potluck " + shlex.join(arguments), **options)
+
+
+def _refuse_what_is_none(address: str) -> None:
+    """Say at once that an address is none, and not after the seconds that loading what trains takes."""
+    from coordinator.address import is_coordinator_address
+    from node.network.addresses import split_peer_id
+
+    if not is_coordinator_address(address):
+        split_peer_id(address)

@@ -69,8 +69,9 @@ def throughputs(num_stages: int, holders: Iterable[Candidate]) -> list[float]:
     """
     total = [0.0] * num_stages
     for holder in sorted(holders, key=lambda h: h.peer_id):  # the same sum, to the bit, on all nodes
+        share = holder.stage_tokens_per_s / max(1, len(holder.shard))
         for stage in _within(holder.shard, num_stages):
-            total[stage] += holder.stage_tokens_per_s / len(holder.shard)
+            total[stage] += share
     return total
 
 

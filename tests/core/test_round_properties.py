@@ -51,7 +51,7 @@ def run_checked(world, until_s, every_s=0.25):
         world.check_books()
 
 
-@over_schedules(1200)
+@over_schedules(600)
 @given(
     seed=st.integers(0, 2**32),
     num_nodes=st.integers(2, 5),
