@@ -25,9 +25,9 @@ from node.cli.running import node_options, run_node
 def command(address: str | None, recipe_path: Path | None, yes: bool, **options: Any) -> None:
     """Join the swarm of the node at ADDRESS, and train along on your own data.
 
-    ADDRESS is what `potluck start` or `potluck status` printed on any node of the swarm. Without it, the swarms on the
-    local network are listed to choose from. The recipe and the state of the training come from the swarm; the data is
-    yours and stays here.
+    ADDRESS is what `potluck start` or `potluck status` printed on any node of the swarm, or its coordinator's. Without
+    it, the swarms on the local network are listed to choose from. The recipe and the state of the training come from
+    the swarm; the data is yours and stays here.
 
     \b
     potluck join --data theirs.jsonl

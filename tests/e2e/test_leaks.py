@@ -6,6 +6,7 @@ import urllib.request
 
 import pytest
 from leaks.marks import Leaks, marked_rows
+from serving_here import Killable
 from transformers import AutoTokenizer
 
 from coordinator.web.owner import URL_FILE
@@ -48,9 +49,17 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def test_nothing_of_the_rows_leaves_the_machine(run, leaks):
+@pytest.fixture
+def coordinator(tmp_path):
+    server = Killable(tmp_path / "coordinator", free_port()).start()
+    yield server
+    server.kill()
+
+
+def test_nothing_of_the_rows_leaves_the_machine(run, leaks, coordinator):
     metrics = f"127.0.0.1:{free_port()}"
-    owner, _, sent = run(also=("--dashboard", "127.0.0.1:0", "--metrics", metrics))
+    also = ("--dashboard", "127.0.0.1:0", "--metrics", metrics, "--coordinator", coordinator.address)
+    owner, _, sent = run(also=also)
     owner.wait_for(lambda n: len(n.shared_rounds()) >= 3, "three rounds")
     browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
     page = (owner.home / URL_FILE).read_text().strip()
@@ -63,22 +72,28 @@ def test_nothing_of_the_rows_leaves_the_machine(run, leaks):
     assert b"anna" in data, "the announcement was recorded"
     hidden_bytes = 3 * 192 * 64  # of the rounds, an eight-bit number each
     assert len(data) > hidden_bytes, "and the hidden states were"
+    for method in ("Join", "Heartbeat", "WatchRun", "ReportRound", "Leave"):
+        assert f"coordinator:{method}".encode() in data, "what the coordinator was told was recorded"
     assert b"potluck_training_loss" in shown
     assert b"held_out" in shown, "and the page has shown something"
     assert leaks.in_bytes(shown) == []
     assert leaks.in_bytes(data) == []
     for log in (json.dumps(owner.events), "".join(owner.errors), status):
         assert leaks.in_bytes(log.encode()) == []
-    kept = [path for path in owner.home.rglob("*") if path.is_file()]
-    assert kept
+    kept = [path for home in (owner.home, coordinator.folder) for path in home.rglob("*") if path.is_file()]
+    assert len({path.name for path in kept} & {"coordinator.sqlite", "identity.key"}) == 2
     for path in kept:
         assert leaks.in_bytes(path.read_bytes()) == [], f"{path} goes to nobody, and has no reason to hold rows either"
 
 
-def test_a_row_in_an_announcement_would_be_found(run, leaks):
-    owner, _, sent = run(name=ROWS[0][:20])
+def test_a_row_in_an_announcement_would_be_found(run, leaks, coordinator):
+    owner, _, sent = run(name=ROWS[0][:20], also=("--coordinator", coordinator.address))
     owner.wait_for(lambda n: n.of("MicrobatchDone"), "a microbatch")
-    assert leaks.in_bytes(sent.read_bytes())
+    owner.wait_for(lambda n: b"coordinator:Heartbeat" in sent.read_bytes(), "a heartbeat")
+
+    before, heartbeat = sent.read_bytes().split(b"coordinator:Heartbeat")[:2]
+    assert leaks.in_bytes(before), "in what peers are told"
+    assert leaks.in_bytes(heartbeat[:1000]), "in what the coordinator is told"
 
 
 def test_tokens_in_a_request_to_a_stage_would_be_found(run, leaks):

@@ -1,6 +1,7 @@
 """`python -m leaks.recorder FILE [--send-tokens] ARGUMENTS...`: the real `potluck`, all it sends kept in FILE.
 
-Everything that asyncio writes to a socket is kept, that is, what goes to the network daemon, in the clear.
+Everything that asyncio writes to a socket is kept, that is, what goes to the network daemon, in the clear; and what is
+handed to gRPC for the coordinator, which gRPC encrypts and writes by itself.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import sys
 from asyncio import selector_events
 from typing import Any, BinaryIO
 
+from coordinator.client import CoordinatorClient
 from node.cli.main import main
 from node.pipeline.hops import RemoteHop
 from node.pipeline.microbatch import Attempt
@@ -26,6 +28,22 @@ def record(file: BinaryIO) -> None:
     transport.write = kept
     # `writelines` of this Python joins and calls `write`; were that to change, nothing must pass by unseen
     transport.writelines = lambda self, pieces: kept(self, b"".join(pieces))
+
+
+def record_calls(file: BinaryIO) -> None:
+    """Keep what the coordinator is told: every call is signed, or, of lists, sent as it is."""
+    sign, send = CoordinatorClient._sign, CoordinatorClient._send
+
+    def signed(self: Any, method: str, request: Any) -> Any:
+        call = sign(self, method, request)
+        file.write(b"coordinator:" + method.encode() + call.SerializeToString())
+        return call
+
+    async def sent(self: Any, method: str, message: Any, reply: Any) -> Any:
+        file.write(message.SerializeToString())
+        return await send(self, method, message, reply)
+
+    CoordinatorClient._sign, CoordinatorClient._send = signed, sent  # type: ignore[method-assign]
 
 
 def send_tokens() -> None:
@@ -52,4 +70,5 @@ if __name__ == "__main__":
         del sys.argv[1]
     with open(path, "wb", buffering=0) as file:
         record(file)
+        record_calls(file)
         main()
