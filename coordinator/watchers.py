@@ -10,9 +10,6 @@ from collections.abc import AsyncIterator
 from coordinator.run_state import Change, Gone, Member, Plan, Planned, RunState, Seen
 from coordinator.v1 import coordinator_pb2 as pb
 
-_SHOW_AGAIN_S = (10.0, 2.0)
-"""A member that says nothing new is passed on this often, so that watchers see how far it is: at least, and for each
-member of the run. So a watcher is told of one member in two seconds at most while nothing happens."""
 _GAP_S = 0.2
 """Between two batches; a plan goes at once."""
 
@@ -26,7 +23,6 @@ class Watcher:
         self._members: dict[str, Member | bool] = dict(run.members.items())
         """To be told: a member, or whether one that is gone was evicted."""
         self._members.update(dict.fromkeys(run.evicted, True))
-        self._shown_at: dict[str, float] = {}
         self._plan: Plan | None = None
         self._is_status_due = True
         self._wake = asyncio.Event()
@@ -36,10 +32,8 @@ class Watcher:
         """Note what is to be told."""
         match change:
             case Seen(member, is_marked):
-                last = self._shown_at.get(member.peer_id, 0.0)
-                least, for_each = _SHOW_AGAIN_S
-                if not is_marked and time.monotonic() - last < max(least, for_each * len(self._run.members)):
-                    return
+                if not is_marked:
+                    return  # how far it is they know from the DHT, and that it lives as long as nobody says otherwise
                 self._members[member.peer_id] = member
             case Gone(peer_id, is_evicted):
                 self._members[peer_id] = is_evicted
@@ -59,7 +53,6 @@ class Watcher:
                 if isinstance(told, bool):
                     yield pb.WatchRunResponse(gone=pb.Gone(peer_id=peer_id, is_evicted=told))
                 else:
-                    self._shown_at[peer_id] = time.monotonic()
                     heard_s_ago = max(0.0, time.time() - told.heard_at)
                     member = pb.Member(peer_id=peer_id, record=told.record, heard_s_ago=heard_s_ago)
                     yield pb.WatchRunResponse(member=member)
@@ -80,7 +73,6 @@ class Watcher:
 
     def _take_members(self) -> list[tuple[str, Member | bool]]:
         taken, self._members = self._members, {}
-        self._shown_at = {peer_id: at for peer_id, at in self._shown_at.items() if peer_id in self._run.members}
         return list(taken.items())
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from node.cli.common import home_option, json_option, print_json, quiet_option
+from node.cli.common import home_option, json_option, many_imports, print_json, quiet_option
 from node.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -86,13 +86,14 @@ def harmless(text: str) -> str:
 
 def _open(home: Path, device: str, max_tokens: int, temperature: float) -> Ask:
     """Load the result under `home` once, for both voices."""
-    from node.data.formats import RowError
-    from node.data.templates import ChatRenderer
-    from node.evaluation import open_model
-    from node.host.devices import describe, pick_device
-    from node.model.chat import ChatModel
-    from node.model.source import load_tokenizer
-    from node.result import open_result
+    with many_imports():
+        from node.data.formats import RowError
+        from node.data.templates import ChatRenderer
+        from node.evaluation import open_model
+        from node.host.devices import describe, pick_device
+        from node.model.chat import ChatModel
+        from node.model.source import load_tokenizer
+        from node.result import open_result
 
     result = open_result(home)
     place = pick_device(device)

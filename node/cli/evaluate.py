@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from node.cli.common import home_option, json_option, print_json, quiet_option
+from node.cli.common import home_option, json_option, many_imports, print_json, quiet_option
 
 
 @click.command("eval")
@@ -28,9 +28,10 @@ def command(home: Path, data: tuple[Path, ...], device: str, as_json: bool, quie
     """
     import asyncio
 
-    from node.evaluation import evaluate_result
-    from node.observe.status import perplexity
-    from node.result import open_result
+    with many_imports():
+        from node.evaluation import evaluate_result
+        from node.observe.status import perplexity
+        from node.result import open_result
 
     result = open_result(home, data=data)
     base, tuned = asyncio.run(evaluate_result(result, home, device=device, whole=bool(data)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from node.cli.common import home_option, json_option, print_json, quiet_option
+from node.cli.common import home_option, json_option, many_imports, print_json, quiet_option
 
 
 @click.group("export")
@@ -32,9 +32,10 @@ def peft(home: Path, output: Path, force: bool, as_json: bool, quiet: bool) -> N
     Use it with transformers and peft:
         PeftModel.from_pretrained(base_model, "OUTPUT")
     """
-    from node.assembly import lora_spec
-    from node.export.peft import write_adapter
-    from node.result import open_result
+    with many_imports():
+        from node.assembly import lora_spec
+        from node.export.peft import write_adapter
+        from node.result import open_result
 
     result = open_result(home)
     size = write_adapter(

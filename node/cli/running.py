@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from node.cli.common import home_option, is_terminal
+from node.cli.common import home_option, is_terminal, many_imports, model_cache
 
 F = TypeVar("F", bound=Callable[..., Any])
 _EXIT_INTERRUPTED = 130
@@ -155,11 +155,11 @@ def run_node(
     """
     # gRPC would print about every child process that is started beside it
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    from node.cli.common import model_cache
-    from node.cli.trackers import load_trackers
-    from node.config.local import load_local
-    from node.enlist import Request
-    from node.host.home import Home
+    with many_imports():
+        from node.cli.trackers import load_trackers
+        from node.config.local import load_local
+        from node.enlist import Request
+        from node.host.home import Home
 
     if lend and data:
         raise click.UsageError("--lend and --data exclude each other: with data, this node lends its stages anyway.")
@@ -205,16 +205,17 @@ async def _live(
     quiet: bool,
     resume_command: str,
 ) -> int:
-    from rich.console import Console
+    with many_imports():
+        from rich.console import Console
 
-    from node.control.server import ControlServer
-    from node.core.events import EventBus
-    from node.core.text import printable_lines
-    from node.daemon import Daemon
-    from node.observe.attached import attached
-    from node.observe.log import file_sink, json_sink
-    from node.observe.progress import LiveProgress, PlainProgress
-    from node.observe.trackers import tracking
+        from node.control.server import ControlServer
+        from node.core.events import EventBus
+        from node.core.text import printable_lines
+        from node.daemon import Daemon
+        from node.observe.attached import attached
+        from node.observe.log import file_sink, json_sink
+        from node.observe.progress import LiveProgress, PlainProgress
+        from node.observe.trackers import tracking
 
     events = EventBus()
     events.subscribe(file_sink(place.log_path))

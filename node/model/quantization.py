@@ -7,7 +7,7 @@ without gradients on a CPU with AVX512-BF16, and then trains with wrong gradient
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,18 @@ def _is_worth_saying(record: logging.LogRecord) -> bool:
 # When it is imported, bitsandbytes warns that a kernel for inference is missing, one that is never called here.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_worth_saying)
 
-from bitsandbytes import functional as bnb  # noqa: E402 - after its warning was silenced
+
+def _as_it_is(function: Any = None, **_: Any) -> Any:
+    return (lambda inner: inner) if function is None else function
+
+
+# As it is imported, it also hands the code for devices without kernels of their own to `torch.compile`, which loads the
+# compiler: 2 s and 45 MB in every process, for code that is never called here.
+_compile, torch.compile = torch.compile, _as_it_is  # type: ignore[assignment]
+try:
+    from bitsandbytes import functional as bnb
+finally:
+    torch.compile = _compile
 
 BLOCK = 64
 """Weights that share one scale."""

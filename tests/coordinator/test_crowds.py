@@ -1,4 +1,4 @@
-"""Many nodes at one coordinator: each calls less often, is told less often, and is not taken for gone."""
+"""Many nodes at one coordinator: each calls less often, and is not taken for gone; watchers are told of news alone."""
 
 import asyncio
 import contextlib
