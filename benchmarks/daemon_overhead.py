@@ -27,12 +27,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.nodes import Node, Watched, write_inputs
-from node.assembly import load_spec, optimizer_settings, packing
+from node.assembly import optimizer_settings, packing
 from node.config.load import load_recipe
 from node.data.dataset import prepare
 from node.data.stream import MicrobatchStream
 from node.model.shard import load_shard
 from node.model.source import load_tokenizer
+from node.specs import load_spec
 from node.training.adapter import StageAdapter
 from node.training.schedule import ScheduleSettings, learning_rate
 

@@ -26,7 +26,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from platformdirs import user_cache_path
 
-from node.assembly import held_out_batches, load_spec, optimizer_settings, packing
+from node.assembly import held_out_batches, optimizer_settings, packing
 from node.averaging.reduce import squared_norm
 from node.config.load import load_recipe
 from node.data.dataset import prepare
@@ -36,6 +36,7 @@ from node.demo.model import find_demo_gguf
 from node.demo.process import NodeProcess
 from node.model.shard import load_shard
 from node.model.source import load_tokenizer, resolve_base_model
+from node.specs import load_spec
 from node.training.adapter import StageAdapter
 from node.training.schedule import ScheduleSettings, learning_rate
 from node.trust.identity import Identity

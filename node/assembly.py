@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from node.averaging.gradient import Rule
 from node.config.recipe import Recipe
 from node.core.events import EventBus, Fault
-from node.core.types import START_HASH, Document, Microbatch, Shard, StagePlan, Standing
+from node.core.types import START_HASH, Document, Microbatch, Standing
 from node.data.stream import Cursor, MicrobatchStream, Packing, in_order
 from node.enlist import Enlisted
-from node.host.devices import describe
 from node.model.shard import ModelShard, load_shard
-from node.model.spec import LoadSpec, LoraSpec
+from node.specs import Cutting, load_spec
 from node.training.adapter import StageAdapter
 from node.training.checkpoint import Checkpoint, CheckpointStore
 from node.training.optimizer import AdamWSettings
@@ -25,17 +24,6 @@ from node.training.stage import split_adapters
 
 MAX_HELD_OUT_BATCHES = 64
 """Enough for a standard error of a few thousandths; a large split would hold up training."""
-
-
-@dataclass(frozen=True)
-class Cutting:
-    """What of the model this node holds."""
-
-    plan: StagePlan
-    held: Shard
-    """In a run of one stage always that one."""
-    drives: bool
-    """Whether it has data of its own, and so the model's ends."""
 
 
 @dataclass(frozen=True)
@@ -57,35 +45,6 @@ class Trainer:
     held_out: tuple[Microbatch, ...]
     rule: Rule
     eval_every: int | None
-
-
-def lora_spec(recipe: Recipe) -> LoraSpec:
-    """Return the recipe's adapter in the model room's terms."""
-    return LoraSpec(
-        r=recipe.lora_r,
-        alpha=recipe.lora_alpha,
-        dropout=recipe.lora_dropout,
-        targets=None if recipe.lora_target_linear else recipe.lora_target_modules,
-        use_rslora=recipe.peft_use_rslora,
-        use_dora=recipe.peft_use_dora,
-    )
-
-
-def load_spec(recipe: Recipe, device: str, cutting: Cutting | None = None) -> LoadSpec:
-    """Return what to load for the recipe on `device`, in the model room's terms; the whole model without a cutting."""
-    is_bf16 = recipe.bf16 if isinstance(recipe.bf16, bool) else describe(device).has_bf16
-    layers = cutting.held.layers(cutting.plan) if cutting is not None else None
-    return LoadSpec(
-        lora=lora_spec(recipe),
-        layers=layers,
-        holds_layers=cutting is None or layers is not None,
-        ends=cutting is None or cutting.drives,
-        quantization="nf4" if recipe.load_in_4bit else "none",
-        compute="bfloat16" if is_bf16 else "float32",
-        device=device,
-        seed=recipe.seed,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-    )
 
 
 def packing(recipe: Recipe) -> Packing:

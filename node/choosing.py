@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from node.assembly import Cutting, load_spec
 from node.config.local import LocalSettings
 from node.core.types import Shard, SwarmView
 from node.enlist import Enlisted
@@ -10,6 +9,7 @@ from node.holding import Room, pick_shard
 from node.host.devices import describe
 from node.host.shapes import ModelShape
 from node.model.families import read_config
+from node.specs import Cutting, load_spec
 from node.training.checkpoint import CheckpointStore
 
 

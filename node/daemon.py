@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
-from node.assembly import Cutting, load_spec, load_trainer
+from node.assembly import load_trainer
 from node.board import Board
 from node.choosing import choose
 from node.config.local import LocalSettings
@@ -31,6 +31,7 @@ from node.network.dht import RECORD_LIFETIME_S, DhtMembership
 from node.network.door import Door, StageState
 from node.network.membership import Membership
 from node.network.processes import RunningP2P, start_p2p
+from node.specs import Cutting, load_spec
 from node.swarm import Heartbeat
 from node.syncing import Sync
 from node.training.engine import Engine

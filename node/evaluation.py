@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from node.assembly import held_out_batches, load_spec
+from node.assembly import held_out_batches
 from node.control.client import ControlClient, running_pid
 from node.core.errors import DataError
 from node.core.types import Microbatch
@@ -15,6 +15,7 @@ from node.host.devices import pick_device
 from node.model.shard import ModelShard, load_shard
 from node.model.source import load_tokenizer
 from node.result import Result, put_into
+from node.specs import load_spec
 from node.staged import SwarmModel
 from node.training.engine import Engine
 from node.training.evaluate import Score, score

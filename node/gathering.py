@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from node.assembly import Cutting, load_spec
 from node.core.errors import NoReplica, PeerBusy, PeerError
 from node.core.routing import layers_text
 from node.core.types import PeerState, Shard, Standing, SwarmView
@@ -16,6 +15,7 @@ from node.loaded import Loaded
 from node.model.build import adapter_shapes
 from node.network.door import fetch_state
 from node.network.processes import RunningP2P
+from node.specs import Cutting, load_spec
 from node.training.state import Layout, decode, encoded_size_limit
 
 _PATIENCE_S = 60.0

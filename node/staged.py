@@ -13,13 +13,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from node.assembly import Cutting, load_spec
 from node.control.client import ControlClient
 from node.core.types import NO_SHARD, LayerRange, Microbatch, StagePlan
 from node.model.lora import LoraLinear
 from node.model.shard import load_shard
 from node.pipeline.wire import hidden_bytes, hidden_from
 from node.result import Result
+from node.specs import Cutting, load_spec
 from node.v1 import control_pb2
 
 

@@ -25,6 +25,7 @@ LEVELS = {
     "node.observe": 6,
     "node.holding": 5,
     "node.weights": 5,
+    "node.specs": 5,
     "node.agreed": 6,
     "node.syncing": 6,
     "node.base_model": 6,

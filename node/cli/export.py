@@ -33,9 +33,9 @@ def peft(home: Path, output: Path, force: bool, as_json: bool, quiet: bool) -> N
         PeftModel.from_pretrained(base_model, "OUTPUT")
     """
     with many_imports():
-        from node.assembly import lora_spec
         from node.export.peft import write_adapter
         from node.result import open_result
+        from node.specs import lora_spec
 
     result = open_result(home)
     size = write_adapter(

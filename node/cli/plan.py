@@ -72,7 +72,6 @@ def command(
 
     Loads no weights. Of a model on the hub only the configuration is fetched. Ends with code 6 if it does not fit.
     """
-    from node.assembly import load_spec
     from node.config.load import load_recipe
     from node.core.errors import OutOfDeviceMemory
     from node.host.devices import describe, pick_device
@@ -80,6 +79,7 @@ def command(
     from node.host.shapes import ModelShape
     from node.host.speed import tokens_per_s
     from node.model.config_only import base_model_config
+    from node.specs import load_spec
 
     wanted = load_recipe(recipe, overrides).recipe
     here = describe(pick_device(device))

@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from node.assembly import load_spec
 from node.config.load import load_recipe
 from node.config.local import LocalSettings
 from node.core.types import Shard
@@ -35,6 +34,7 @@ from node.host.memory import SAFETY
 from node.host.shapes import ModelShape
 from node.model.families import read_config
 from node.model.source import resolve_base_model
+from node.specs import load_spec
 
 _MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """A name rather than a file, so that a node without the file looks for it in the swarm."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from node.agreed import num_stages, resolved
-from node.assembly import load_spec
 from node.config.local import LocalSettings
 from node.config.recipe import Recipe
 from node.core.errors import NodeError
@@ -16,6 +15,7 @@ from node.host.shapes import ModelShape
 from node.model.families import read_config
 from node.model.source import load_tokenizer, local_base_model
 from node.model.weights import read_header, weight_files
+from node.specs import load_spec
 
 
 def model_files(recipe: Recipe, cache: Path) -> tuple[Finding, Path | None]:
