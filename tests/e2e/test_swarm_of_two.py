@@ -46,10 +46,28 @@ def test_two_nodes_train_together_through_a_kill_and_the_founders_leave(smollm2,
     assert again.of("AdapterSynced"), "it caught up from a peer"
     assert_same_bits(founder, again)
 
-    second_address = again.status()["addresses"][0]
     assert founder.stop() == 0
     steps = len(again.of("Stepped"))
     again.wait_for(lambda n: len(n.of("Stepped")) >= steps + 3, "the other to go on without the founder", timeout=40)
+    exported = potluck("export", "peft", "--home", tmp_path / "b", "--output", tmp_path / "adapter", "--json")
+    assert exported.returncode == 0, exported.stderr
+    assert json.loads(exported.stdout)["step"] > 0
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert any(bool(tensor.any()) for name, tensor in weights.items() if "lora_B" in name)
+    stopped = potluck("stop", "--home", tmp_path / "b")
+    assert stopped.returncode == 0, stopped.stderr
+    assert again.child.wait(30) == 0
+    assert potluck("status", "--home", tmp_path / "b").returncode == 3
+
+
+def test_a_swarm_is_found_again_whoever_of_it_has_gone(random_model, tmp_path, recipe, data, start):
+    found = ("start", recipe(random_model(2), target=1024), "--data", data("anna"), "--name", "anna")
+    founder = start(tmp_path / "a", *found)
+    join = ("join", founder.address, "--data", data("bert"), "--name", "bert")
+    again = start(tmp_path / "b", *join)
+    again.wait_for(lambda n: len(n.shared_rounds()) >= 1, "a round with the founder")
+    second_address = again.status()["addresses"][0]
+    assert founder.stop() == 0
     third = start(tmp_path / "c", "join", second_address, "--data", data("cleo"), "--name", "cleo")
     third.wait_for(lambda n: len(n.shared_rounds()) >= 1, "a round through an address that is not the founder's")
 
@@ -63,13 +81,3 @@ def test_two_nodes_train_together_through_a_kill_and_the_founders_leave(smollm2,
     assert anna.of("AdapterSynced"), "it follows the swarm instead of its own past"
     third.wait_for(lambda n: len(n.shared_rounds(members=3)) >= 1, "a round of three")
     assert_same_bits(anna, third)
-
-    exported = potluck("export", "peft", "--home", tmp_path / "c", "--output", tmp_path / "adapter", "--json")
-    assert exported.returncode == 0, exported.stderr
-    assert json.loads(exported.stdout)["step"] > 0
-    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    assert any(bool(tensor.any()) for name, tensor in weights.items() if "lora_B" in name)
-    stopped = potluck("stop", "--home", tmp_path / "c")
-    assert stopped.returncode == 0, stopped.stderr
-    assert third.child.wait(30) == 0
-    assert potluck("status", "--home", tmp_path / "c").returncode == 3
