@@ -112,16 +112,16 @@ class Hub:
             for listener in self.listeners:
                 listener(fingerprint, change)
         self._unsaved_runs.add(fingerprint)
+        run.heartbeat_s = self._heartbeat_s()
         due = run.next_tick(time.time())
         if due < min(self._due.values(), default=float("inf")):
             self._wake.set()
         self._due[fingerprint] = due
 
-    def next_heartbeat_s(self, run: RunState) -> float:
-        """Return when a member of a run is to call again: less often where there are many, of all runs together."""
+    def _heartbeat_s(self) -> float:
+        """Return how often members are to call: less often where there are many, of all runs together."""
         num_members = sum(len(run.members) for run in self.runs.values())
-        run.heartbeat_s = min(_LONGEST_HEARTBEAT_S, max(HEARTBEAT_S, num_members / _MOST_HEARTBEATS_PER_S))
-        return run.heartbeat_s
+        return min(_LONGEST_HEARTBEAT_S, max(HEARTBEAT_S, num_members / _MOST_HEARTBEATS_PER_S))
 
     @contextlib.contextmanager
     def watching(self, run: RunState) -> Iterator[Watcher]:

@@ -94,7 +94,7 @@ class CoordinatorServicer(Refusals, rpc.CoordinatorServicer):
         except Refused as error:
             await self.refuse(context, _code(error), str(error))
         self._hub.changed(run, changes)
-        return pb.HeartbeatResponse(next_in_s=self._hub.next_heartbeat_s(run), is_known=True)
+        return pb.HeartbeatResponse(next_in_s=run.heartbeat_s, is_known=True)
 
     async def Leave(self, request: pb.SignedCall, context: _Context) -> pb.LeaveResponse:  # noqa: N802
         """A node says goodbye."""

@@ -12,10 +12,10 @@ from node.core.events import CoordinatorFound, CoordinatorLost, Event, EventBus,
 from node.core.orders import Orders
 from node.core.types import PeerId, Shard
 from node.enlist import Enlisted
-from node.greeting import parse_coordinator
 from node.host.home import RunFolder
 from node.host.shapes import ModelShape
 from node.model.families import read_config
+from node.network.addresses import parse_coordinator
 from node.network.coordinated import CoordinatedMembership
 from node.network.coordinator_link import CoordinatorLink, Watch
 from node.network.dht import DhtMembership

@@ -16,7 +16,7 @@ from node.core.errors import CheckpointError, ConfigError, NodeError, NoPeerReac
 from node.core.text import printable
 from node.core.types import PeerId
 from node.host.home import Home, KnownPeer, RunFolder
-from node.network.addresses import MAX_ADDRESS_CHARS, split_peer_id
+from node.network.addresses import MAX_ADDRESS_CHARS, parse_coordinator, split_peer_id
 from node.network.door import Welcomed, say_hello
 from node.network.processes import RunningP2P
 from node.trust.identity import Identity, SignedBytes
@@ -45,21 +45,6 @@ async def greet(address: str, home: Home, identity: Identity, running: RunningP2
         return await _greet(running, address), (address,)
     except NoPeerReachable as error:
         return await _greet_remembered(home, running, given_peer, error, say)
-
-
-def parse_coordinator(address: str) -> CoordinatorAddress:
-    """Read a coordinator's address.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    try:
-        return CoordinatorAddress.parse(address)
-    except ValueError as error:
-        raise ConfigError(
-            f"{address!r} is not a coordinator's address: {error}.",
-            hint="Copy the whole line that `potluck coordinator serve` printed.",
-        ) from error
 
 
 async def _greet_through_coordinator(

@@ -270,3 +270,21 @@ def test_help_answers_without_torch():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+def test_every_call_of_the_protocols_is_answered():
+    from coordinator.servicer import CoordinatorServicer, OperatorServicer
+    from coordinator.v1 import coordinator_pb2
+    from node.control.server import ControlServer
+    from node.v1 import control_pb2
+
+    ours = {"Coordinator": CoordinatorServicer, "Operator": OperatorServicer, "Control": ControlServer}
+    services = {
+        name: service
+        for module in (coordinator_pb2, control_pb2)
+        for name, service in module.DESCRIPTOR.services_by_name.items()
+    }
+    assert services.keys() == ours.keys()
+    for name, service in services.items():
+        missing = [method.name for method in service.methods if method.name not in vars(ours[name])]
+        assert missing == [], f"{name}: what gRPC's compiler wrote would raise NotImplementedError"

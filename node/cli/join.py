@@ -53,7 +53,6 @@ def command(address: str | None, recipe_path: Path | None, yes: bool, **options:
 def _refuse_what_is_none(address: str) -> None:
     """Say at once that an address is none, and not after the seconds that loading what trains takes."""
     from coordinator.address import is_coordinator_address
-    from node.network.addresses import split_peer_id
+    from node.network.addresses import parse_coordinator, split_peer_id
 
-    if not is_coordinator_address(address):
-        split_peer_id(address)
+    (parse_coordinator if is_coordinator_address(address) else split_peer_id)(address)

@@ -1,4 +1,4 @@
-"""Multiaddrs as people and peers write them: what they hold, and which of them others can dial."""
+"""Addresses as people and peers write them: what they hold, and which of them others can dial."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ipaddress
 import re
 import socket
 
+from coordinator.address import CoordinatorAddress
 from node.core.errors import ConfigError
 from node.core.types import PeerId
 
@@ -35,6 +36,21 @@ def split_peer_id(address: str) -> tuple[str, PeerId]:
             "`potluck status` on a node of the swarm prints it.",
         )
     return transport, PeerId(peer_id)
+
+
+def parse_coordinator(address: str) -> CoordinatorAddress:
+    """Read a coordinator's address.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return CoordinatorAddress.parse(address)
+    except ValueError as error:
+        raise ConfigError(
+            f"{address!r} is not a coordinator's address: {error}.",
+            hint="Copy the whole line that `potluck coordinator serve` printed.",
+        ) from error
 
 
 def host_of(address: str) -> str:

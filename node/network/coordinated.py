@@ -92,9 +92,7 @@ class CoordinatedMembership:
         now = time.monotonic()
         if self._dialling is not None and not self._dialling.done():
             return
-        # a coordinator that is there tells of who is gone; after it died, what it said grows old
-        known, is_there = self._link.members, self._link.is_connected
-        alive = {peer_id: peer for peer_id, peer in known.items() if is_there or peer.expires_at_s > time.time()}
+        alive = self._link.members
         self._dialled_at = {peer_id: at for peer_id, at in self._dialled_at.items() if peer_id in alive}
         lost = [
             peer_id

@@ -80,7 +80,7 @@ class CoordinatorLink:
         self._plan: tuple[int, str] = (-1, "")
         self._task: asyncio.Task[None] | None = None
         self.members: dict[PeerId, Peer] = {}
-        """Who the coordinator says is there; expired ones are still among them."""
+        """Who the coordinator says is there; nobody while it is not there itself."""
         self.evicted: set[PeerId] = set()
         self.suggested = NO_SHARD
         """Stages that the swarm lacks most, by the coordinator's reckoning; perhaps not of the run."""
@@ -129,6 +129,7 @@ class CoordinatorLink:
                     self._watch.evicted()
                     return
             was_connected, self.is_connected = self.is_connected, False
+            self.members.clear()
             self._orders.stand_down()
             self._watch.ordered()
             if was_connected or not has_told:
@@ -222,7 +223,6 @@ class CoordinatorLink:
 
     async def _look(self) -> None:
         """Take in what changes until the stream ends."""
-        self.members.clear()
         async for change in self._client.watch(self._run.fingerprint):
             match change.WhichOneof("change"):
                 case "member":

@@ -28,9 +28,9 @@ def found(hub, index):
 def test_with_many_members_of_all_runs_together_each_is_to_call_less_often(hub):
     runs = [found(hub, index) for index in range(4)]
     for index in range(200):
-        runs[index % 4].heartbeat(f"p{index}", b"r", FACTS, 0.0)
-        told = hub.next_heartbeat_s(runs[index % 4])
-        assert told == (HEARTBEAT_S if index < 100 else (index + 1) / 20)
+        run = runs[index % 4]
+        hub.changed(run, run.heartbeat(f"p{index}", b"r", FACTS, 0.0))
+        assert run.heartbeat_s == (HEARTBEAT_S if index < 100 else (index + 1) / 20)
 
     assert runs[0].tick(29.0) == [], "two heartbeats may be lost"
     assert set(runs[0].tick(30.5)) == {Gone(f"p{index}") for index in range(0, 200, 4)}
@@ -39,12 +39,12 @@ def test_with_many_members_of_all_runs_together_each_is_to_call_less_often(hub):
 def test_one_that_calls_seldom_is_not_gone_when_the_crowd_leaves(hub):
     run = found(hub, 0)
     for index in range(300):
-        run.heartbeat(f"p{index}", b"r", FACTS, 0.0)
-    longest_s = hub.next_heartbeat_s(run)
+        hub.changed(run, run.heartbeat(f"p{index}", b"r", FACTS, 0.0))
+    longest_s = run.heartbeat_s
     for index in range(1, 300):
-        run.leave(f"p{index}")
+        hub.changed(run, run.leave(f"p{index}"))
 
-    assert hub.next_heartbeat_s(run) == HEARTBEAT_S
+    assert run.heartbeat_s == HEARTBEAT_S < longest_s
     assert run.tick(longest_s + 1.0) == []
 
 

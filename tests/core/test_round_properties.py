@@ -51,7 +51,7 @@ def run_checked(world, until_s, every_s=0.25):
         world.check_books()
 
 
-@over_schedules(600)
+@over_schedules(1200)
 @given(
     seed=st.integers(0, 2**32),
     num_nodes=st.integers(2, 5),
@@ -74,7 +74,7 @@ def test_every_schedule_keeps_the_books_and_ends_in_one_state(seed, num_nodes, f
         assert not node.is_up or (not node.fresh and not node.ledger.pending), f"{node.id} still holds work"
 
 
-@over_schedules(120)
+@over_schedules(250)
 @given(seed=st.integers(0, 2**32), num_nodes=st.integers(1, 5), duplicates=st.sampled_from([0.0, 0.5]))
 def test_without_faults_every_round_commits_and_nothing_is_lost(seed, num_nodes, duplicates):
     world = World(random.Random(seed), num_nodes, fifo=True, duplicates=duplicates, delay_s=0.005)
@@ -88,7 +88,7 @@ def test_without_faults_every_round_commits_and_nothing_is_lost(seed, num_nodes,
     assert all(node.lost == 0 for node in world.nodes.values())
 
 
-@over_schedules(100)
+@over_schedules(250)
 @given(seed=st.integers(0, 2**32), at_s=st.floats(1.5, 4.0), who=st.integers(0, 3))
 def test_a_single_death_costs_the_survivors_no_work_and_no_time(seed, at_s, who):
     world = World(random.Random(seed), 4, [Fault(at_s, "kill", who, 0.0)], fifo=True, delay_s=0.005)
@@ -124,7 +124,7 @@ short_partitions = {
 }
 
 
-@over_schedules(120)
+@over_schedules(250)
 @given(**short_partitions)
 def test_while_the_swarm_is_cut_in_two_only_more_than_half_may_step(seed, num_nodes, at_s, seconds, who):
     for members in run_through_a_short_partition(seed, num_nodes, at_s, seconds, who).values():

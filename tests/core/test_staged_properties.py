@@ -42,7 +42,7 @@ def test_without_faults_every_microbatch_of_every_driver_comes_to_every_stage_on
         assert world.is_settled()
 
 
-@over_schedules(200)
+@over_schedules(400)
 @given(
     layout=layouts,
     seed=st.integers(0, 2**32),

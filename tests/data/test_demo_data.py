@@ -22,14 +22,14 @@ def test_topics_are_texts_of_the_language_reference(tmp_path):
 
 
 def test_docstrings_are_questions_and_answers_and_the_same_each_time(tmp_path):
-    number = write_docstrings(tmp_path / "a.jsonl", limit=600)
-    write_docstrings(tmp_path / "b.jsonl", limit=600)
+    number = write_docstrings(tmp_path / "a.jsonl", limit=1500)
+    write_docstrings(tmp_path / "b.jsonl", limit=1500)
 
     rows = rows_of(tmp_path / "a.jsonl")
-    assert len(rows) == number == 600
+    assert len(rows) == number == 1500
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     for row in rows:
         chat = parse(row, DatasetSpec(path="x"))
         assert isinstance(chat, Chat)
         assert 40 <= len(chat.messages[1].content) <= MAX_ANSWER_CHARACTERS
-    assert len({row["messages"][1]["content"] for row in rows}) == 600
+    assert len({row["messages"][1]["content"] for row in rows}) == 1500
