@@ -53,6 +53,10 @@ class CoordinatorRefused(CoordinatorError):
         self.code = code
 
 
+class CoordinatorBusy(CoordinatorRefused):
+    """It has taken as many calls as it takes of one node; this one may be made again later."""
+
+
 class CoordinatorClient:
     """One connection to one coordinator; opened by the first call, closed by `close`."""
 
@@ -139,6 +143,8 @@ def _read(error: grpc.aio.AioRpcError) -> CoordinatorError:
     details = "".join(c for c in (error.details() or "") if c.isprintable())[:300]
     if error.code() in _NOT_THERE:
         return CoordinatorUnavailable(details or "it does not answer")
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return CoordinatorBusy(details, error.code())
     if error.code() is grpc.StatusCode.UNAUTHENTICATED:
         return CoordinatorRefused("its token is another one than in this address", error.code())
     return CoordinatorRefused(details or error.code().name.lower(), error.code())

@@ -154,13 +154,15 @@ class Hub:
                 self.changed(run, run.tick(now))
             due = min(self._due.values(), default=float("inf"))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), min(60.0, max(0.002, due - time.time())))
+                async with asyncio.timeout(min(60.0, max(0.002, due - time.time()))):
+                    await self._wake.wait()
             self._wake.clear()
 
     async def _save_on(self) -> None:
         while not self._is_closing.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_closing.wait(), _SAVE_EVERY_S)
+                async with asyncio.timeout(_SAVE_EVERY_S):
+                    await self._is_closing.wait()
             try:
                 await self._save()
                 self._has_told_of_disk = False

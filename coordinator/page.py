@@ -49,7 +49,8 @@ class RunsSource:
         while not self._end.is_set():
             yield self.snapshot()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._end.wait(), _INTERVAL_S)
+                async with asyncio.timeout(_INTERVAL_S):
+                    await self._end.wait()
 
     def end(self) -> None:
         """Let all viewers go."""

@@ -63,7 +63,8 @@ class Watcher:
                 yield pb.WatchRunResponse(status=status)
             await self._wake.wait()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), _GAP_S)
+                async with asyncio.timeout(_GAP_S):
+                    await self._hurry.wait()
             self._wake.clear()
             self._hurry.clear()
 

@@ -61,7 +61,8 @@ async def meet_here(
                 )
                 say(f"{nodes} of {runs} meet here.")
             try:
-                await asyncio.wait_for(ended.wait(), _LOOK_S)
+                async with asyncio.timeout(_LOOK_S):
+                    await ended.wait()
             except TimeoutError:
                 continue
         await node.shutdown()

@@ -298,7 +298,8 @@ class Daemon:
     async def _leave(self, membership: Membership) -> None:
         """Say goodbye, but never let a dead network hold up the end."""
         with contextlib.suppress(TimeoutError, OSError):
-            await asyncio.wait_for(membership.leave(), RECORD_LIFETIME_S / 10)
+            async with asyncio.timeout(RECORD_LIFETIME_S / 10):
+                await membership.leave()
 
     async def save_checkpoint(self) -> int:
         """Save now and return the version that is on disk.

@@ -94,7 +94,8 @@ class NodeSource:
         while not self._end.is_set():
             yield self.snapshot()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._end.wait(), _INTERVAL_S)
+                async with asyncio.timeout(_INTERVAL_S):
+                    await self._end.wait()
         self._latest = None
         yield self.snapshot()
 

@@ -96,7 +96,8 @@ class Rounds:
         """Let a round that is under way come to its end, which its deadline bounds."""
         self._averager.begin_sync()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._averager.until_idle(), self._averaging.round_timeout_s + 2)
+            async with asyncio.timeout(self._averaging.round_timeout_s + 2):
+                await self._averager.until_idle()
 
     @property
     def lineage(self) -> tuple[str, ...]:

@@ -69,5 +69,6 @@ async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
     finally:
         server.should_exit = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(task, 3 * _LAST_WORDS_S)
+            async with asyncio.timeout(3 * _LAST_WORDS_S):
+                await task
         listener.close()

@@ -93,7 +93,8 @@ class Streams:
         exchange = self.exchanges.get(round)
         if exchange is None:
             raise PeerLost("I am not in that round")
-        await asyncio.wait_for(exchange.opened.wait(), _OPEN_WAIT_S)
+        async with asyncio.timeout(_OPEN_WAIT_S):
+            await exchange.opened.wait()
         if not exchange.shares:
             raise PeerLost("that round is over")
         return exchange.part_sizes(sender)

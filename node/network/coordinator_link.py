@@ -12,9 +12,11 @@ import contextlib
 import dataclasses
 import random
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
-from coordinator.client import CoordinatorClient, CoordinatorError, CoordinatorRefused
+from coordinator.client import CoordinatorBusy, CoordinatorClient, CoordinatorError, CoordinatorRefused
 from coordinator.v1 import coordinator_pb2 as pb
 from node.core.orders import Orders
 from node.core.text import printable
@@ -25,12 +27,16 @@ from node.network.records import MAX_RECORD_BYTES, decode_peer, encode_peer
 from node.trust.identity import Identity
 
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 10.0
-_LEAST_GAP_S = 0.2
-"""Between two heartbeats: a node that steps often does not flood."""
+_LEAST_GAP_S, _LEAST_REPORT_GAP_S = 0.2, 0.4
+"""Between two heartbeats, and between two reports: a node that steps often does not flood."""
+_MAX_REPORTS = 4
+"""That wait to be sent; the latest rounds are told of, and seldom is there one within a gap."""
+_HELD_BACK_S = 1.0
 _HEARTBEAT_S = (1.0, 60.0)
 """However often the coordinator would like to be told."""
 _MAX_MEMBERS = 512
 _LEAVE_S = 1.0
+Reply = TypeVar("Reply")
 
 
 class _Evicted(Exception):
@@ -76,7 +82,8 @@ class CoordinatorLink:
         self._bytes_sent = 0
         self._last_at_s = 0.0
         self._wake = asyncio.Event()
-        self._reports: asyncio.Queue[RoundResult] = asyncio.Queue(maxsize=16)
+        self._reports: deque[RoundResult] = deque(maxlen=_MAX_REPORTS)
+        self._has_report = asyncio.Event()
         self._plan: tuple[int, str] = (-1, "")
         self._task: asyncio.Task[None] | None = None
         self.members: dict[PeerId, Peer] = {}
@@ -98,10 +105,10 @@ class CoordinatorLink:
             self._wake.set()
 
     def report(self, result: RoundResult) -> None:
-        """Tell what came of a round, if there is anybody to tell."""
+        """Tell what came of a round, if there is anybody to tell and not too much to be told."""
         if self.is_connected:
-            with contextlib.suppress(asyncio.QueueFull):
-                self._reports.put_nowait(result)
+            self._reports.append(result)
+            self._has_report.set()
 
     async def close(self) -> None:
         """Say goodbye, if that takes no time, and end."""
@@ -110,9 +117,11 @@ class CoordinatorLink:
             await asyncio.gather(self._task, return_exceptions=True)
         if self.is_connected:
             with contextlib.suppress(CoordinatorError, TimeoutError):
-                await asyncio.wait_for(self._client.leave(pb.LeaveRequest(fingerprint=self._run.fingerprint)), _LEAVE_S)
+                async with asyncio.timeout(_LEAVE_S):
+                    await self._client.leave(pb.LeaveRequest(fingerprint=self._run.fingerprint))
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._client.close(), _LEAVE_S)
+            async with asyncio.timeout(_LEAVE_S):
+                await self._client.close()
 
     async def _keep_in_touch(self) -> None:
         wait_s, has_told = _FIRST_RETRY_S, False
@@ -170,11 +179,15 @@ class CoordinatorLink:
         """Send heartbeats until the coordinator does not know the run any more."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _bounded(every_s))
+                async with asyncio.timeout(_bounded(every_s)):
+                    await self._wake.wait()
             self._wake.clear()
             if self._me is None:
                 continue
-            reply = await self._client.heartbeat(self._heartbeat(self._me))
+            reply = await _spared(self._client.heartbeat(self._heartbeat(self._me)))
+            if reply is None:
+                self._wake.set()
+                continue
             if not reply.is_known:
                 return
             every_s = reply.next_in_s
@@ -205,21 +218,25 @@ class CoordinatorLink:
 
     async def _tell(self) -> None:
         while True:
-            result = await self._reports.get()
-            version, plan_id = self._plan
-            await self._client.report_round(
-                pb.ReportRoundRequest(
-                    fingerprint=self._run.fingerprint,
-                    plan_id=plan_id if version == result.version else "",
-                    version=result.version,
-                    outcome=result.status.value,
-                    num_members=len(result.members),
-                    tokens=result.tokens,
-                    seconds=result.seconds,
-                    bytes_sent=result.bytes_sent,
-                    reason=result.reason[:200],
-                )
-            )
+            while not self._reports:
+                self._has_report.clear()
+                await self._has_report.wait()
+            await _spared(self._client.report_round(self._report(self._reports.popleft())))
+            await asyncio.sleep(_LEAST_REPORT_GAP_S)
+
+    def _report(self, result: RoundResult) -> pb.ReportRoundRequest:
+        version, plan_id = self._plan
+        return pb.ReportRoundRequest(
+            fingerprint=self._run.fingerprint,
+            plan_id=plan_id if version == result.version else "",
+            version=result.version,
+            outcome=result.status.value,
+            num_members=len(result.members),
+            tokens=result.tokens,
+            seconds=result.seconds,
+            bytes_sent=result.bytes_sent,
+            reason=result.reason[:200],
+        )
 
     async def _look(self) -> None:
         """Take in what changes until the stream ends."""
@@ -258,6 +275,15 @@ class CoordinatorLink:
             raise _Evicted
         if len(self.evicted) < _MAX_MEMBERS:
             self.evicted.add(peer_id)
+
+
+async def _spared(call: Awaitable[Reply]) -> Reply | None:
+    """Await a call; None, a moment later, if it was one too many, which is no reason to lose the coordinator."""
+    try:
+        return await call
+    except CoordinatorBusy:
+        await asyncio.sleep(_HELD_BACK_S)
+        return None
 
 
 def _bounded(seconds: float) -> float:

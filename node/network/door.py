@@ -178,7 +178,8 @@ class Door:
                         await read_message(reader, swarm_pb2.StateRequest(), max_bytes=_MAX_REQUEST_BYTES)
                 async for chunk in self._chunks(request):
                     write_message(writer, chunk)
-                    await asyncio.wait_for(writer.drain(), CHUNK_S)
+                    async with asyncio.timeout(CHUNK_S):
+                        await writer.drain()
                 await until_closed(reader)
         except (*PEER_FAILED, P2PHandlerError, Malformed):
             pass  # the other side sees the cut
@@ -233,7 +234,8 @@ async def say_hello(p2p: P2P, peer_id: PeerId, *, fingerprint: str = "", knock_p
     request.knock_port = knock_port
     try:
         call = p2p.call_protobuf_handler(PeerID.from_base58(peer_id), HELLO, request, _WELCOME)
-        welcome: swarm_pb2.Welcome = await asyncio.wait_for(call, _FIRST_ANSWER_S)
+        async with asyncio.timeout(_FIRST_ANSWER_S):
+            welcome: swarm_pb2.Welcome = await call
         answered_at = time.time()
     except Malformed as error:
         raise ProtocolViolation(f"The peer {short(peer_id)} sent no welcome: {error}.", peer_id=peer_id) from None

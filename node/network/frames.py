@@ -81,7 +81,8 @@ async def write_bulk(
         chunk = data[start : start + CHUNK_BYTES]
         writer.write(chunk)
         note(chunk)
-        await asyncio.wait_for(writer.drain(), CHUNK_S)
+        async with asyncio.timeout(CHUNK_S):
+            await writer.drain()
         moved()
 
 

@@ -33,7 +33,8 @@ async def address_of(p2p: P2P, peer_id: PeerId) -> str:
 async def is_open(host: str, port: int) -> bool:
     """Return whether somebody listens at a TCP port, as far as this machine can tell within `KNOCK_S` seconds."""
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), KNOCK_S)
+        async with asyncio.timeout(KNOCK_S):
+            _, writer = await asyncio.open_connection(host, port)
     except (OSError, TimeoutError):
         return False
     writer.close()

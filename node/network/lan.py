@@ -192,7 +192,8 @@ async def first_that_answers(addresses: Sequence[str]) -> str | None:
     async def knock(address: str) -> bool:
         with suppress(OSError, TimeoutError):
             opening = asyncio.open_connection(host_of(address), tcp_port_of(address))
-            _, writer = await asyncio.wait_for(opening, _KNOCK_S)
+            async with asyncio.timeout(_KNOCK_S):
+                _, writer = await opening
             writer.close()
             return True
         return False
@@ -238,7 +239,8 @@ class LanNotice:
         network, self._network, self._told = self._network, None, None
         if network is not None:
             with suppress(*LAN_FAILED):
-                await asyncio.wait_for(network.async_unregister_all_services(), _KNOCK_S)
+                async with asyncio.timeout(_KNOCK_S):
+                    await network.async_unregister_all_services()
             await network.async_close()
 
 

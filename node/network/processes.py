@@ -141,7 +141,8 @@ class RunningP2P:
         if self.is_alive:
             try:
                 self._child.terminate()
-                await asyncio.wait_for(self._child.wait(), 3)
+                async with asyncio.timeout(3):
+                    await self._child.wait()
             except ProcessLookupError:
                 pass
             except TimeoutError:
@@ -361,7 +362,8 @@ async def is_nobody_there(dial_error: str) -> bool:
 
 async def _refuses(host: str, port: int) -> bool:
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), _KNOCK_S)
+        async with asyncio.timeout(_KNOCK_S):
+            _, writer = await asyncio.open_connection(host, port)
     except ConnectionRefusedError:
         return True
     except (OSError, TimeoutError):

@@ -234,7 +234,8 @@ class RoundTransport(ServicerBase):  # type: ignore[misc]
             norms_sq=[result.norm_sq for result in results],
         )
         write_frame(writer, end)
-        await asyncio.wait_for(writer.drain(), CHUNK_S)
+        async with asyncio.timeout(CHUNK_S):
+            await writer.drain()
 
     # --- details ---------------------------------------------------------------------------------------------
 

@@ -188,7 +188,8 @@ class StageTransport:
             await write_bulk(writer, memoryview(tensor).cast("B"), note, lambda: self._moved(peer))
             num_bytes += memoryview(tensor).nbytes
         write_frame(writer, pb.StageEnd(num_bytes=num_bytes, crc32=checksum))
-        await asyncio.wait_for(writer.drain(), CHUNK_S)
+        async with asyncio.timeout(CHUNK_S):
+            await writer.drain()
         self.bytes_sent += num_bytes
 
     async def _read(self, peer: PeerId, reader: asyncio.StreamReader, num_bytes: int) -> bytearray:

@@ -139,11 +139,13 @@ class WeightServer:
 
     async def _refuse(self, writer: asyncio.StreamWriter, status: pb.WeightStatus) -> None:
         write_frame(writer, pb.WeightReply(status=status))
-        await asyncio.wait_for(writer.drain(), CHUNK_S)
+        async with asyncio.timeout(CHUNK_S):
+            await writer.drain()
 
     async def _end(self, writer: asyncio.StreamWriter, num_bytes: int) -> None:
         write_frame(writer, pb.WeightEnd(num_bytes=num_bytes))
-        await asyncio.wait_for(writer.drain(), CHUNK_S)
+        async with asyncio.timeout(CHUNK_S):
+            await writer.drain()
 
 
 class WeightClient:

@@ -213,7 +213,8 @@ class RemoteHop:
             reply, data = await watched(call, peers, self._transport, patience_s=max(_LEAST_PATIENCE_S, expected_s))
             raise_for(reply, first)
             if delivery is not None:
-                data = await asyncio.wait_for(delivery, timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    data = await delivery
             elif request.wants_tensor and not reply.has_tensor:
                 raise PeerError(f"{short(first)} answered without the tensor.", peer_id=first)
             return reply, data

@@ -114,6 +114,23 @@ async def test_who_sends_nothing_or_takes_nothing_is_given_up(ends, monkeypatch)
         await asyncio.wait_for(write_bulk(writer, memoryview(bytes(50 * CHUNK_BYTES))), 30)
 
 
+@pytest.mark.parametrize("turns", range(3, 12))
+async def test_who_sends_without_a_pause_can_be_stopped_at_any_moment(ends, turns):
+    reader, writer = ends
+    taking = asyncio.create_task(read_bulk(reader, 201 * CHUNK_BYTES))
+    sending = asyncio.create_task(write_bulk(writer, memoryview(bytes(CHUNK_BYTES))))
+    await sending
+    sending = asyncio.create_task(write_bulk(writer, memoryview(bytes(200 * CHUNK_BYTES))))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+    sending.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    taking.cancel()
+
+
 async def test_without_a_limit_for_a_chunk_who_sends_nothing_would_be_waited_for(ends, monkeypatch):
     reader, _ = ends
     monkeypatch.setattr(frames, "CHUNK_S", None)

@@ -15,7 +15,8 @@ from coordinator.address import CoordinatorAddress
 from coordinator.client import CoordinatorClient
 from coordinator.v1 import coordinator_pb2 as pb
 from node.core.orders import Orders
-from node.core.types import PeerState
+from node.core.types import PeerState, RoundResult, RoundStatus
+from node.network import coordinator_link
 from node.network.coordinated import CoordinatedMembership
 from node.network.coordinator_link import CoordinatorLink, Watch
 from node.network.dht import DhtMembership
@@ -167,6 +168,50 @@ async def test_members_go_on_without_the_coordinator_and_come_back_to_it(tmp_pat
             await sees(a, lambda _: b.identity.peer_id in a.link.members)
         assert a.told.log.count("found") == 4
         assert a.told.log.count("lost") == 3
+
+
+async def test_a_node_that_steps_and_ends_rounds_all_the_time_keeps_its_coordinator(tmp_path):
+    async with AsyncExitStack() as stack:
+        here = await stack.enter_async_context(coordinator(tmp_path / "coordinator"))
+        world = World(tmp_path, stack, str(here.address))
+        a, b = await world.node(), await world.node()
+        await sees(a, lambda view: b.identity.peer_id in ids(view))
+
+        for version in range(1, 150):
+            a.link.report(RoundResult(version, RoundStatus.COMMITTED, (a.identity.peer_id,), 256, 0.01, 0, ""))
+            me = a.peer(progress=dataclasses.replace(a.peer().progress, version=version))
+            a.link.announce(me, held_out_loss=None, bytes_sent=0)
+            await asyncio.sleep(0.02)
+        told = here.hub.runs[RUN].rounds
+        await until(lambda: told[-1][1].version == 149)
+
+        assert a.told.log.count("found") == 1
+        assert "lost" not in a.told.log
+        assert len(told) > 4, "of some it is told meanwhile"
+
+
+async def test_a_coordinator_that_takes_no_more_calls_for_now_is_not_lost(tmp_path, monkeypatch):
+    async with AsyncExitStack() as stack:
+        here = await stack.enter_async_context(coordinator(tmp_path / "coordinator"))
+        world = World(tmp_path, stack, str(here.address))
+        a, b = await world.node(), await world.node()
+        await sees(b, lambda view: a.identity.peer_id in ids(view))
+        tally = here.hub.tally
+
+        with monkeypatch.context() as without_gaps:
+            without_gaps.setattr(coordinator_link, "_LEAST_GAP_S", 0.0)
+            for port in range(1, 1000):
+                me = a.peer([f"/ip4/127.0.0.1/tcp/{port}"])
+                a.link.announce(me, held_out_loss=None, bytes_sent=0)
+                if tally.refused["rate"]:
+                    break
+                await asyncio.sleep(0.005)
+        assert tally.refused["rate"], "there was one call too many"
+        await a.announce(state=PeerState.PAUSED)
+
+        await sees(b, lambda view: view.peer(a.identity.peer_id).state is PeerState.PAUSED, 5)
+        assert a.told.log.count("found") == 1
+        assert "lost" not in a.told.log
 
 
 async def test_a_coordinator_that_was_never_there_keeps_nobody_waiting(tmp_path, unused_tcp_port):
