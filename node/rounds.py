@@ -12,6 +12,7 @@ from node.averaging.round import Averager
 from node.averaging.strategy import AveragerSettings
 from node.core.events import EventBus, WorkLost
 from node.core.lifecycle import Signal
+from node.core.newcomers import Newcomers
 from node.core.orders import Orders
 from node.core.progress import (
     leader,
@@ -38,9 +39,6 @@ _PAUSE_AFTER_CALL_S = 1.0
 """A call that was dropped is not repeated at once: whatever dropped it is still there."""
 _NEARLY = 0.9
 """Of the tokens of a step: what this node knows of the others' is up to a second old."""
-_NEWCOMER_S = 2.5
-"""An announcement's way: told once a second, looked at once a second."""
-_NEWCOMER_EVERY_S = 30.0
 
 
 class Rounds:
@@ -81,7 +79,7 @@ class Rounds:
         self._not_before = 0.0
         self._passed_over: dict[PeerId, int] = {}
         self._counted_out: dict[PeerId, float] = {}
-        self._expected_at = -_NEWCOMER_EVERY_S
+        self._newcomers = Newcomers()
 
     async def open(self) -> None:
         """Begin to answer calls."""
@@ -145,12 +143,8 @@ class Rounds:
         await self._averager.reset()
 
     def expect_newcomer(self) -> None:
-        """Take no step for a moment, since somebody fetches this node's state, and would be behind again at once.
-
-        Once in a while only, so that those who fetch cannot hold up the run. It matters where a step takes a second.
-        """
-        if time.monotonic() - self._expected_at > _NEWCOMER_EVERY_S:
-            self._expected_at = time.monotonic()
+        """Take no step for a moment, since somebody fetches this node's state, and would be behind again at once."""
+        self._newcomers.expect(time.monotonic())
 
     def end_sync(self) -> None:
         """There is nothing to follow: take part from here on."""
@@ -240,7 +234,7 @@ class Rounds:
 
     @property
     def _awaits_newcomer(self) -> bool:
-        return time.monotonic() - self._expected_at < _NEWCOMER_S
+        return self._newcomers.are_awaited(time.monotonic())
 
     def _still_counted(self, alive: Mapping[PeerId, Shard]) -> set[PeerId]:
         """Return peers that this node has counted out and whose records others may still go by.

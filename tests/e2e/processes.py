@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from faults.fault import write_faults
+from forked import Forked
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -37,6 +38,7 @@ class Node:
         self.home = home
         self.events = []
         self.errors = []
+        is_plain = not (env or faults or inside) and program == ("node",)
         if program != ("node",):
             env = {"PYTHONPATH": str(ROOT / "tests"), **(env or {})}
         if faults:
@@ -44,17 +46,22 @@ class Node:
             write_faults(file, faults)
             program = ("faults.daemon", file)
             env = {"PYTHONPATH": str(ROOT / "tests"), **(env or {})}
-        command = [*inside, sys.executable, "-m", *map(str, (*program, *arguments))]
-        command += ["--home", str(home), "--listen", f"/ip4/{ip}/tcp/0", "--threads", "1", "--log", "json"]
-        self.child = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            cwd=ROOT,
-            process_group=0,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        command = [*map(str, (*program, *arguments)), "--home", str(home), "--listen", f"/ip4/{ip}/tcp/0"]
+        command += ["--threads", "1", "--log", "json"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+        self.child = (
+            Forked(command, cwd=str(ROOT), env=environment)
+            if is_plain
+            else subprocess.Popen(
+                [*inside, sys.executable, "-m", *command],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                cwd=ROOT,
+                process_group=0,
+                env=environment,
+            )
         )
         sinks = ((self.child.stdout, self._event), (self.child.stderr, self.errors.append))
         self._readers = [threading.Thread(target=self._read, args=pair, daemon=True) for pair in sinks]
